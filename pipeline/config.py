@@ -1,0 +1,282 @@
+"""The one way in: a pydantic model <- a YAML file <- `key.sub=value` overrides, later wins.
+
+Exit status of a job: 0 done, 1 failed, 2 the configuration is wrong and nothing ran.
+"""
+
+import difflib
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+
+class ConfigError(Exception):
+    """What the job file can fix: says what was given, what is allowed and what to do. Raised before work starts."""
+
+
+class JobFailed(Exception):
+    """The job ran and its result is not good enough. `report` says what was done."""
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class Model(pydantic.BaseModel):
+    """A section of a job file: immutable, documented field by field, unknown keys refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+T = TypeVar("T", bound=Model)
+
+
+class Ref(Model):
+    """A class named by its import path, with its arguments: the only way to plug in code."""
+
+    target: str
+    """`package.module:Name`, importable from where the job runs and on the cluster's workers."""
+    args: dict[str, Any] = {}
+    """Keyword arguments for it."""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the target and check that `args` fit its signature, building nothing.
+
+        Raises ConfigError naming the nearest right name.
+        """
+        module_name, _, name = self.target.partition(":")
+        if not name:
+            raise ConfigError(f"target {self.target!r} must read 'package.module:Name'")
+        module = _import(module_name, self.target)
+        if not hasattr(module, name):
+            raise ConfigError(f"target {self.target!r}: {module_name} has no {name!r}{nearest(name, _public(module))}")
+        target: Callable[..., Any] = getattr(module, name)
+        if not callable(target):
+            raise ConfigError(f"target {self.target!r} is a {type(target).__name__}; it must be a class or a function")
+        try:
+            inspect.signature(target).bind(**self.args)
+        except TypeError as error:
+            names = list(inspect.signature(target).parameters)
+            wrong = next((a for a in self.args if a not in names), "")
+            raise ConfigError(f"{self.target}: {error}{nearest(wrong, names)}; it takes {inspect.signature(target)}") from error
+        return target
+
+    def build(self) -> Any:
+        """The object itself. Raises ConfigError if its constructor does, or refuses a value."""
+        target = self.load()
+        try:
+            return target(**self.args)
+        except (TypeError, ValueError, FileNotFoundError) as error:
+            raise ConfigError(f"{self.target}: {error}") from error
+
+
+def _import(module_name: str, target: str) -> types.ModuleType:
+    if os.getcwd() not in sys.path:  # a user's module lies beside the job file; a console command does not see it otherwise
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"target {target!r}: {error}{_nearest_module(module_name)}; run from the folder that has it, or install it") from error
+    except ImportError as error:
+        raise ConfigError(f"target {target!r} cannot be imported: {error}") from error
+
+
+def _public(module: types.ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if inspect.isclass(value) or inspect.isfunction(value)]
+
+
+def _nearest_module(name: str) -> str:
+    parent, _, leaf = name.rpartition(".")
+    try:
+        paths = list(importlib.import_module(parent).__path__) if parent else []
+    except ImportError:
+        return ""
+    return nearest(leaf, [entry.stem for path in paths for entry in Path(path).glob("[!_]*.py")])
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` if one of `names` is close to `name`, else an empty string."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load(model: type[T], path: str | Path | None, overrides: Iterable[str] = ()) -> T:
+    """The job that a file and overrides describe. Raises ConfigError naming each wrong key and the nearest right one."""
+    values = _read_yaml(path) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError("\n".join(_explain(model, problem) for problem in error.errors())) from None
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"job file {str(path)!r} does not exist{nearest(Path(path).name, _yaml_names(path))}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"job file {str(path)!r} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"job file {str(path)!r} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"job file {str(path)!r} must hold keys and values, not {type(values).__name__}")
+    return values
+
+
+def _yaml_names(path: str | Path) -> list[str]:
+    folder = Path(path).parent
+    return [entry.name for entry in folder.glob("*.yaml")] if folder.is_dir() else []
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must read key=value, e.g. table.uri=vectors")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+    try:
+        values[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+
+
+def _explain(model: type[Model], problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section = _section(model, problem["loc"][:-1])
+        names = list(section.model_fields) if section else []
+        return f"{where}: unknown key{nearest(str(problem['loc'][-1]), names)}; the keys here are {', '.join(names)}"
+    if problem["type"] == "missing":
+        return f"{where}: required, and not given"
+    return f"{where}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _section(model: type[Model], location: tuple[Any, ...]) -> type[Model] | None:
+    for part in location:
+        found = model.model_fields.get(str(part))
+        if found is None:
+            return None
+        candidates = [found.annotation, *typing.get_args(found.annotation)]
+        sections = [c for c in candidates if inspect.isclass(c) and issubclass(c, Model)]
+        if not sections:
+            return None
+        model = sections[0]
+    return model
+
+
+USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [--check | --plan]
+
+{doc}
+
+--check   validate the job, import every target, print the resolved job as JSON, stop
+--plan    also list the source and print what would be done, stop
+--keys    print every key with its default and meaning, stop
+"""
+
+
+def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | None = None) -> None:
+    """Run a job module as a command: read its arguments, run it, print one JSON line, exit 0, 1 or 2."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        doc = inspect.getdoc(sys.modules[run.__module__]) or ""
+        print(USAGE.format(command=f"tessera {Path(sys.argv[0]).stem}", doc=doc))
+        raise SystemExit(0)
+    if "--keys" in arguments:
+        print("\n".join(keys(model)))
+        raise SystemExit(0)
+    raise SystemExit(_run(model, run, plan, arguments))
+
+
+def _run(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str]) -> int:
+    try:
+        job, action = _parse(model, run, plan, arguments)
+        report = action(job)
+    except ConfigError as error:
+        print(f"configuration error: {error}", file=sys.stderr)
+        return 2
+    except JobFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        if error.report is not None:
+            print(to_json(error.report), flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was committed stays, run the same command again to go on", file=sys.stderr)
+        return 1
+    print(to_json(report), flush=True)
+    return 0
+
+
+def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str]) -> tuple[T, Callable[[T], Any]]:
+    flags = [a for a in arguments if a.startswith("--")]
+    unknown = [f for f in flags if f not in ("--check", "--plan")]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value")
+    plain = [a for a in arguments if not a.startswith("--")]
+    path = plain.pop(0) if plain and "=" not in plain[0] else None
+    stray = [a for a in plain if "=" not in a]
+    if stray:
+        raise ConfigError(f"{stray[0]!r} is neither a job file nor key=value")
+    job = load(model, path, plain)
+    for reference in references(job):
+        reference.load()
+    if "--check" in flags:
+        return job, lambda checked: checked
+    if "--plan" in flags:
+        if plan is None:
+            raise ConfigError("this job has no --plan; use --check")
+        return job, plan
+    return job, run
+
+
+def references(model: Model) -> list[Ref]:
+    """Every Ref in a job, at any depth."""
+    found = [model] if isinstance(model, Ref) else []
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        for entry in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(entry, Model):
+                found += references(entry)
+    return found
+
+
+def keys(model: type[Model], prefix: str = "") -> list[str]:
+    """Every key of a job file as `key = default   # meaning`."""
+    lines = []
+    for name, entry in model.model_fields.items():
+        section = _section(model, (name,))
+        if section is not None and section is not Ref:
+            lines += keys(section, f"{prefix}{name}.")
+            continue
+        default = "required" if entry.is_required() else json.dumps(to_plain(entry.get_default(call_default_factory=True)))
+        lines.append(f"{prefix}{name} = {default}   # {' '.join((entry.description or '').split())}")
+    return lines
+
+
+def to_plain(value: Any) -> Any:
+    """A report, a job or a plain value, as JSON types."""
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: to_plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(to_plain(value), default=str)

@@ -8,7 +8,6 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import sys
 import types
 import typing
@@ -81,8 +80,8 @@ class Ref(Model):
 
 
 def _import(module_name: str, target: str) -> types.ModuleType:
-    if os.getcwd() not in sys.path:  # a user's module lies beside the job file; a console command does not see it otherwise
-        sys.path.insert(0, os.getcwd())
+    if str(Path.cwd()) not in sys.path:  # a user's module lies beside the job file; a console command does not see it otherwise
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -226,7 +225,9 @@ def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | N
     flags = [a for a in arguments if a.startswith("--")]
     unknown = [f for f in flags if f not in ("--check", "--plan")]
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value")
+        raise ConfigError(
+            f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value"
+        )
     plain = [a for a in arguments if not a.startswith("--")]
     path = plain.pop(0) if plain and "=" not in plain[0] else None
     stray = [a for a in plain if "=" not in a]

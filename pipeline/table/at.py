@@ -46,6 +46,11 @@ class TableAt(Model):
         return f"{self.uri}/{self.name}{suffix}.lance"
 
     @property
+    def options(self) -> dict[str, str] | None:
+        """`storage_options` as Lance's functions take them: None if there are none."""
+        return self.storage_options or None
+
+    @property
     def models_path(self) -> str:
         """URI of the database's table of models."""
         return f"{self.uri}/models.lance"

@@ -1,0 +1,101 @@
+"""What a table already holds, small enough for a driver's memory: 16 bytes a row, whatever the ids look like.
+
+Ids and versions are kept as 64-bit hashes (SipHash, by pandas). "Unchanged" needs both to agree, 128 bits; a clash of ids
+alone (expected once in a billion rows with probability 0.03) makes a new item look changed, and the commit,
+which deletes by the id itself, then finds nothing to delete. So a clash costs nothing.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+NEW, CHANGED, UNCHANGED = 0, 1, 2
+
+
+def hash64(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint64 hashes (N,) of N strings; the same on every machine and in every run."""
+    strings = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+    hashes: np.ndarray = pd.util.hash_array(strings.astype(object), categorize=False)
+    return hashes
+
+
+@dataclass
+class Known:
+    """A map from id hash to version hash that only grows: sorted segments, the newest first to answer."""
+
+    segments: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(ids) for ids, _ in self.segments)
+
+    def add(self, ids: np.ndarray, versions: np.ndarray) -> None:
+        """Add id and version hashes (N,). A later addition of the same id wins."""
+        if len(ids) == 0:
+            return
+        order = np.argsort(ids, kind="stable")
+        self.segments.append((ids[order], versions[order]))
+        # Merging whenever the last segment has outgrown the one before keeps the number of segments logarithmic.
+        while len(self.segments) > 1 and len(self.segments[-1][0]) * 2 > len(self.segments[-2][0]):
+            self._merge_last_two()
+
+    def _merge_last_two(self) -> None:
+        (new_ids, new_versions), (old_ids, old_versions) = self.segments.pop(), self.segments.pop()
+        keep = ~_member(old_ids, new_ids)
+        ids = np.concatenate([old_ids[keep], new_ids])
+        versions = np.concatenate([old_versions[keep], new_versions])
+        order = np.argsort(ids, kind="stable")
+        self.segments.append((ids[order], versions[order]))
+
+    def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For id hashes (N,): whether each is known (N,) bool, and its version hash (N,), 0 where it is not."""
+        found = np.zeros(len(ids), bool)
+        versions = np.zeros(len(ids), np.uint64)
+        for known_ids, known_versions in reversed(self.segments):
+            place = np.searchsorted(known_ids, ids)
+            place[place == len(known_ids)] = 0
+            hit = (known_ids[place] == ids) & ~found
+            versions[hit] = known_versions[place[hit]]
+            found |= hit
+        return found, versions
+
+    def classify(self, ids: np.ndarray, versions: np.ndarray) -> np.ndarray:
+        """NEW, CHANGED or UNCHANGED (N,) for id and version hashes (N,): the one rule of what is already embedded."""
+        found, known = self.find(ids)
+        return np.where(~found, NEW, np.where(known == versions, UNCHANGED, CHANGED))
+
+
+def _member(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Whether each of `values` (N,) is in the sorted array `among`."""
+    if len(among) == 0:
+        return np.zeros(len(values), bool)
+    place = np.searchsorted(among, values)
+    place[place == len(among)] = 0
+    return np.asarray(among[place] == values)
+
+
+@dataclass
+class Contents:
+    """What a vector table and its rejects hold when a run is planned."""
+
+    own: Known
+    """Rows of this run's source."""
+    others: Known
+    """Rows of other sources in the same table."""
+    rejected: Known
+    """Items of this source that were rejected, in the version that was rejected."""
+    version: int
+    """The table's version that was read; 0 if there is no table."""
+    units: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Of each container of this source: its rows in the table, and a digest of their chunks."""
+
+    def classify(self, ids: np.ndarray, versions: np.ndarray) -> np.ndarray:
+        """As `Known.classify`; an item that another source brought in the same version is unchanged too."""
+        codes = self.own.classify(ids, versions)
+        elsewhere = self.others.classify(ids, versions)
+        return np.where((codes == NEW) & (elsewhere == UNCHANGED), UNCHANGED, codes)
+
+    def is_rejected(self, ids: np.ndarray, versions: np.ndarray) -> np.ndarray:
+        """Whether each item (N,) was rejected before, in this very version."""
+        return np.asarray(self.rejected.classify(ids, versions) == UNCHANGED)

@@ -1,0 +1,79 @@
+"""Reading a table into what planning needs: which items it holds, in which versions, and which containers are complete."""
+
+import hashlib
+from collections import defaultdict
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.known import Contents, Known, hash64
+from pipeline.plan import Note
+from pipeline.table.at import TableAt
+
+
+def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: str) -> Contents:
+    """What the table and its rejects hold, with the rows of `source` told apart. Cost: a scan of ids and versions."""
+    own, others, rejected = Known(), Known(), Known()
+    if dataset is not None:
+        rows = dataset.to_table(columns=["id", "_version", "source"])
+        mine = pc.equal(rows["source"], source)
+        _add(own, rows.filter(mine))
+        _add(others, rows.filter(pc.invert(mine)))
+    rejects = at.open(".rejects")
+    if rejects is not None:
+        rows = rejects.to_table(columns=["id", "_version", "source"])
+        _add(rejected, rows.filter(pc.equal(rows["source"], source)))
+    units = unit_states(dataset, source=source) if dataset is not None else {}
+    return Contents(own=own, others=others, rejected=rejected, version=dataset.version if dataset is not None else 0, units=units)
+
+
+def _add(known: Known, rows: pa.Table) -> None:
+    if rows.num_rows:
+        known.add(hash64(rows["id"]), hash64(rows["_version"]))
+
+
+def unit_states(dataset: lance.LanceDataset, *, source: str) -> dict[str, tuple[int, str]]:
+    """Of each container of `source`: its rows in the table, and a digest of their chunks and counts."""
+    rows = dataset.to_table(columns=["_unit", "_chunk"], filter=f"source = {quoted(source)} AND _unit IS NOT NULL")
+    counts = rows.group_by(["_unit", "_chunk"]).aggregate([([], "count_all")])
+    by_unit: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for row in counts.to_pylist():
+        by_unit[row["_unit"]].append((row["_chunk"], row["count_all"]))
+    return {unit: (sum(n for _, n in chunks), _digest(chunks)) for unit, chunks in by_unit.items()}
+
+
+def _digest(chunks: list[tuple[str, int]]) -> str:
+    return hashlib.blake2b(repr(sorted(chunks)).encode(), digest_size=16).hexdigest()
+
+
+def read_notes(at: TableAt, *, source: str) -> dict[str, Note]:
+    """The newest note on each container of `source`."""
+    dataset = at.open(".units")
+    if dataset is None:
+        return {}
+    rows = dataset.to_table(filter=f"source = {quoted(source)}").to_pylist()
+    return {row["unit"]: Note(row["version"], row["rows"], row["rejected"], row["digest"]) for row in rows}
+
+
+def quoted(text: str) -> str:
+    """A string literal of Lance's SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def rows_with(dataset: lance.LanceDataset, ids: list[str], *, batch: int = 10_000) -> dict[int, list[str]]:
+    """Of the rows whose id is among `ids`: the ids, by fragment."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for start in range(0, len(ids), batch):
+        predicate = id_predicate(ids[start : start + batch])
+        rows = dataset.to_table(columns=["id"], filter=predicate, with_row_address=True)
+        fragments = (rows["_rowaddr"].to_numpy() >> np.uint64(32)).astype(int)
+        for fragment, item in zip(fragments, rows["id"].to_pylist(), strict=True):
+            found[int(fragment)].append(item)
+    return found
+
+
+def id_predicate(ids: list[str]) -> str:
+    """SQL: the id is one of these."""
+    return f"id IN ({', '.join(quoted(i) for i in ids)})"

@@ -1,0 +1,159 @@
+"""Staging: one uncommitted Lance fragment per chunk, and a receipt. Done by workers, as often as they like: harmless.
+
+Nothing staged is visible to a reader of the table. A receipt that was never committed is adopted by the next run.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.file import LanceFileReader, LanceFileSession
+from lance.fragment import FragmentMetadata, write_fragments
+
+from pipeline.table.at import TableAt
+from schemas.rejects import REJECT
+
+
+@dataclass
+class Receipt:
+    """What a worker did with one chunk."""
+
+    chunk: str
+    listed: int = 0
+    """Items of the chunk, all of them: unchanged + rejected_before + rows + rejects + failed."""
+    unchanged: int = 0
+    rejected_before: int = 0
+    """Items that an earlier run rejected in the same version."""
+    rows: int = 0
+    rejects: pa.Table = field(default_factory=REJECT.empty_table)
+    fragments: list[str] = field(default_factory=list)
+    """Metadata of the staged fragments, as JSON. Empty if there are no rows."""
+    changed_ids: list[str] = field(default_factory=list)
+    """Ids among the staged rows that the table held in another version: their old rows go in the same commit."""
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Id hashes (rows,) of the staged rows, in their order."""
+    versions: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Version hashes (rows,) of the staged rows."""
+    seen: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Id hashes of the chunk's unchanged items."""
+    unit: str | None = None
+    """The container, if the chunk is a slice of one."""
+    error: str | None = None
+    """Why the whole chunk failed; then there are no rows and no rejects."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Thread seconds by stage."""
+    staged_at: float = 0.0
+    """Unix time when it was staged."""
+
+    def to_bytes(self) -> bytes:
+        """As an Arrow IPC stream: the rejects, with everything else in the schema's metadata."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("rejects", "ids", "versions", "seen")}
+        hashes = {name.encode(): getattr(self, name).tobytes() for name in ("ids", "versions", "seen")}
+        table = self.rejects.replace_schema_metadata({b"receipt": json.dumps(plain).encode(), **hashes})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return bytes(sink.getvalue().to_pybytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Receipt":
+        """The receipt that `to_bytes` wrote."""
+        table = pa.ipc.open_stream(data).read_all()
+        metadata = table.schema.metadata
+        receipt = cls(**json.loads(metadata[b"receipt"]))
+        receipt.rejects = table.replace_schema_metadata(REJECT.metadata)
+        receipt.ids, receipt.versions, receipt.seen = (np.frombuffer(metadata[name], np.uint64) for name in (b"ids", b"versions", b"seen"))
+        return receipt
+
+    def files(self) -> list[str]:
+        """Paths of the staged data files, relative to the table's data folder."""
+        return [entry["path"] for fragment in self.fragments for entry in json.loads(fragment)["files"]]
+
+
+class Unproved(RuntimeError):
+    """What was read back is not what was written."""
+
+
+def stage_rows(rows: pa.Table, at: TableAt, dataset: lance.LanceDataset) -> list[str]:
+    """Write `rows` as uncommitted fragments of `dataset`, read them back and compare.
+
+    Returns the fragments' metadata as JSON. Raises Unproved if the store gave back something else.
+    """
+    fragments = write_fragments(rows, dataset, mode="append", data_storage_version="2.2", storage_options=at.options)
+    read = read_staged([json.dumps(f.to_json()) for f in fragments], at)
+    if not read.equals(rows.cast(read.schema).combine_chunks()):
+        raise Unproved(f"the {rows.num_rows} rows read back from {at.path()} differ from those written; check the store")
+    return [json.dumps(f.to_json()) for f in fragments]
+
+
+def read_staged(fragments: list[str], at: TableAt) -> pa.Table:
+    """The rows of staged fragments, all columns."""
+    parts = []
+    for fragment in fragments:
+        for entry in json.loads(fragment)["files"]:
+            path = f"{at.path()}/data/{entry['path']}"
+            parts.append(LanceFileReader(path, storage_options=at.options).read_all().to_table())
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def metadata_of(fragment: str) -> FragmentMetadata:
+    """A staged fragment as Lance's commit wants it."""
+    return FragmentMetadata.from_json(fragment)
+
+
+class Staging:
+    """The folder of receipts and journals beside a table. Small files, each written in one atomic put."""
+
+    def __init__(self, at: TableAt) -> None:
+        if "://" not in at.staging:
+            Path(at.staging).mkdir(parents=True, exist_ok=True)
+        self._session = LanceFileSession(at.staging, storage_options=at.options)
+        self._data = LanceFileSession(f"{at.path()}/data", storage_options=at.options)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, replacing it whole."""
+        with tempfile.NamedTemporaryFile() as local:
+            local.write(data)
+            local.flush()
+            self._session.upload_file(local.name, name)
+
+    def get(self, name: str) -> bytes | None:
+        """A file's bytes, or None if it is not there."""
+        if not self._session.contains(name):
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            local = f"{folder}/file"
+            self._session.download_file(name, local)
+            return Path(local).read_bytes()
+
+    def delete(self, name: str) -> None:
+        """Remove a file; no error if it is gone."""
+        if self._session.contains(name):
+            self._session.delete_file(name)
+
+    def names(self, folder: str) -> list[str]:
+        """Files in a folder of the staging area, `folder/name`."""
+        return sorted(f"{folder}/{str(entry).rsplit('/', 1)[-1]}" for entry in self._session.list(folder))
+
+    def put_receipt(self, receipt: Receipt) -> None:
+        """Keep a receipt until its rows are committed."""
+        receipt.staged_at = time.time()
+        self.put(f"receipts/{receipt.chunk}", receipt.to_bytes())
+
+    def receipts(self) -> list[Receipt]:
+        """Every receipt that was not committed, or whose commit was not followed by its removal."""
+        found = (self.get(name) for name in self.names("receipts"))
+        return [Receipt.from_bytes(data) for data in found if data is not None]
+
+    def delete_receipt(self, chunk: str) -> None:
+        """Forget a receipt: its rows are in the table, or will never be."""
+        self.delete(f"receipts/{chunk}")
+
+    def has_files(self, receipt: Receipt) -> bool:
+        """Whether the staged data files are still there (a cleanup may have taken them)."""
+        return all(self._data.contains(path) for path in receipt.files())

@@ -1,0 +1,70 @@
+"""Object stores: how one is reached, and what to do where it cannot be.
+
+Waits are bounded here, so that a wrong endpoint is an answer within seconds; reading keeps the store's own retries.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+import fsspec.asyn
+
+from pipeline.config import ConfigError, nearest
+
+CONNECTIONS = 64
+PROBE_S = 10.0
+PACKAGES = {"s3": "tessera[s3]", "s3a": "tessera[s3]", "gs": "tessera[gcs]", "gcs": "tessera[gcs]"}
+
+
+def filesystem(uri: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
+    """The store of a URI, and the path in it. Not fsspec's url_to_fs: that takes `::` and `?` in an object's name for its own."""
+    scheme = uri.partition("://")[0]
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        package = PACKAGES.get(scheme)
+        how = f"pip install '{package}'" if package else str(error)
+        raise ConfigError(f"{scheme}:// needs a package that is not installed; {how}") from error
+    except ValueError as error:
+        known = fsspec.available_protocols()
+        raise ConfigError(
+            f"{uri}: unknown store {scheme!r}{nearest(scheme, known)}; use a path, or s3://, gs://, az://, https:// or the like"
+        ) from error
+    options = dict(storage_options)
+    if scheme in ("s3", "s3a"):
+        options["config_kwargs"] = {"connect_timeout": 5, "max_pool_connections": CONNECTIONS} | options.get("config_kwargs", {})
+    elif scheme not in ("gs", "gcs", "http", "https"):
+        options = kind._get_kwargs_from_urls(uri) | options
+    return kind(**options), kind._strip_protocol(uri)
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn what a store raises into what the person who wrote the job can do. FileNotFoundError passes."""
+    try:
+        yield
+    except (FileNotFoundError, ConfigError):
+        raise
+    except PermissionError as error:
+        raise ConfigError(f"{uri}: forbidden ({error}); check the credentials in the environment or storage_options, and their rights") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else f"no answer within {PROBE_S:.0f} s"
+        fix = "check the URI, the credentials, and endpoint_url in storage_options if the store is not the cloud's own"
+        raise ConfigError(f"{uri} cannot be reached ({said}); {fix}") from error
+
+
+def probe(uri: str, storage_options: dict[str, Any]) -> dict[str, Any] | None:
+    """What the store says of a path, or None if there is nothing. In seconds, where the listing itself may take an hour."""
+    options = dict(storage_options)
+    if uri.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = {"connect_timeout": 3, "read_timeout": 5, "retries": {"max_attempts": 1}} | options.get("config_kwargs", {})
+    with reaching(uri):
+        store, path = filesystem(uri, options)
+        store.invalidate_cache()
+        try:
+            if store.async_impl:
+                return dict(fsspec.asyn.sync(store.loop, store._info, path, timeout=PROBE_S))
+            return dict(store.info(path))
+        except FileNotFoundError:
+            return None

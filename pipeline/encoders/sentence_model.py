@@ -1,7 +1,9 @@
 """The part of a text encoder that needs its weights: tokenizer, transformer, pooling, dense layers."""
 
+import contextlib
 import inspect
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,8 @@ def load_model(source: Source, layout: Folder, *, max_tokens: int | None, dtype:
     place_on = device_of(device)
     config = transformers.AutoConfig.from_pretrained(folder / layout.transformer)
     kind = getattr(transformers, ENCODER_HALVES.get(config.model_type, "AutoModel"))
-    transformer = kind.from_pretrained(folder / layout.transformer, config=config, dtype=torch.float32)
+    with without_progress_bars():
+        transformer = kind.from_pretrained(folder / layout.transformer, config=config, dtype=torch.float32)
     tokenizer = _tokenizer(folder / layout.transformer, lower_case=layout.lower_case)
     limit = max_tokens or layout.max_tokens
     if limit is None:
@@ -75,6 +78,20 @@ def load_model(source: Source, layout: Folder, *, max_tokens: int | None, dtype:
         limit = min(tokenizer.model_max_length, positions if positions and positions > 0 else tokenizer.model_max_length)
     dense = torch.nn.Sequential(*(_dense(folder, layer) for layer in layout.dense)).eval().requires_grad_(False).to(place_on)
     return SentenceModel(layout, tokenizer, place(transformer, place_on, dtype), dense, max_tokens=limit, dtype=dtype)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers draws a bar while it loads weights; a worker's log is no place for it."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer(folder: Path, *, lower_case: bool) -> Any:

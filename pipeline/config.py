@@ -8,9 +8,11 @@ import importlib
 import inspect
 import json
 import logging
+import signal
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -191,6 +193,9 @@ USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [--check | --plan]
 def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | None = None) -> None:
     """Run a job module as a command: read its arguments, run it, print one JSON line, exit 0, 1 or 2."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Ray starts its processes by fork and exec at once, which is safe; lance cannot know and warns.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         doc = inspect.getdoc(sys.modules[run.__module__]) or ""
@@ -200,6 +205,10 @@ def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | 
         print("\n".join(keys(model)))
         raise SystemExit(0)
     raise SystemExit(_run(model, run, plan, arguments))
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str]) -> int:

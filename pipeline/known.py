@@ -28,6 +28,7 @@ class Known:
     segments: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def __len__(self) -> int:
+        """Entries, those that a later addition hides included."""
         return sum(len(ids) for ids, _ in self.segments)
 
     def add(self, ids: np.ndarray, versions: np.ndarray) -> None:

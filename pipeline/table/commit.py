@@ -10,6 +10,7 @@ import logging
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -59,13 +60,23 @@ class Committer:
     foreign: Known = field(default_factory=Known)
     """What other jobs committed since the plan."""
     counts: Committed = field(default_factory=Committed)
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejects of this run, by reason."""
+    chunks: Counter[str] = field(default_factory=Counter)
+    """Rows of each chunk committed."""
+    units: dict[str, list[int]] = field(default_factory=dict)
+    """Of each container: items listed, and rejected, in the chunks committed so far."""
 
     def __post_init__(self) -> None:
-        dataset = self.at.require()
-        self._fragments = set() if dataset.version != self.contents.version else _fragment_ids(dataset)
-        if dataset.version != self.contents.version and self.contents.version:
+        self._fragments: set[int] = set()
+        if self.contents.version:
             planned = lance.dataset(self.at.path(), version=self.contents.version, storage_options=self.at.options)
             self._fragments = _fragment_ids(planned)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other job has written rows since the plan, as far as is known."""
+        return len(self.foreign) == 0
 
     def commit(self, receipts: list[Receipt]) -> None:
         """Make the receipts' rows part of the table, once, whoever else writes; then forget the receipts."""
@@ -139,10 +150,17 @@ class Committer:
             receipt = f.receipt
             self.own.add(receipt.ids, receipt.versions)
             self.own.add(receipt.seen, np.zeros(len(receipt.seen), np.uint64))
+            self.chunks[receipt.chunk] += receipt.rows
             self.counts.written += receipt.rows
             self.counts.unchanged += receipt.unchanged + f.overtaken - f.seen_again
             self.counts.overtaken += f.overtaken
-            self.counts.rejected += receipt.rejected_before + receipt.rejects.num_rows + f.duplicates.num_rows + f.seen_again
+            rejected = receipt.rejected_before + receipt.rejects.num_rows + f.duplicates.num_rows + f.seen_again
+            self.counts.rejected += rejected
+            self.reasons.update(receipt.rejects["reason"].to_pylist() + f.duplicates["reason"].to_pylist())
+            if receipt.unit is not None:
+                unit = self.units.setdefault(receipt.unit, [0, 0])
+                unit[0] += receipt.listed
+                unit[1] += rejected
             self._forget_rejects(receipt)
         self.counts.written -= replaced
         self.counts.replaced += replaced

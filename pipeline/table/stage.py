@@ -24,6 +24,7 @@ class Receipt:
     """What a worker did with one chunk."""
 
     chunk: str
+    fingerprint: str = ""
     listed: int = 0
     """Items of the chunk, all of them: unchanged + rejected_before + rows + rejects + failed."""
     unchanged: int = 0

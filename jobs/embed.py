@@ -1,0 +1,95 @@
+"""Embed a source into a LanceDB table, exactly once.
+
+    tessera embed jobs/embed.yaml table.uri=vectors
+
+Run it again at any time, also after a crash or beside another run: what is there stays, what is missing is made.
+"""
+
+import time
+from typing import Any
+
+from pipeline import config
+from pipeline.compute import Compute, sizes
+from pipeline.config import JobFailed, Model, Ref
+from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, nothing_to_do, prepare, summary, unchanged_report
+from pipeline.media import Limits
+from pipeline.report import EmbedReport, problem_of
+from pipeline.table.ledger import record_run
+
+
+class EmbedJob(Model):
+    """Everything that one embedding run needs."""
+
+    source: Ref
+    """The reader, e.g. `pipeline.readers.images:Images`, or a class of your own."""
+    encoder: Ref
+    """The encoder, e.g. `pipeline.encoders.openclip:OpenClip`, or a class of your own."""
+    table: VectorTable
+    compute: Compute = Compute()
+    limits: Limits = Limits()
+    sync: Sync = Sync()
+
+
+def plan(job: EmbedJob) -> dict[str, Any]:
+    """What a run would do: counts, without starting Ray or writing anything."""
+    return summary(_prepare(job))
+
+
+def run(job: EmbedJob) -> EmbedReport:
+    """Bring the table up to date with the source. Raises ConfigError before work starts, JobFailed with the report after."""
+    started = time.perf_counter()
+    prepared = _prepare(job)
+    problem = None
+    if nothing_to_do(prepared, job.sync):
+        report = describe(unchanged_report(prepared), prepared)
+    else:
+        report, problem = _fill(job, prepared)
+    problem = problem or problem_of(report, job.limits)
+    report.status = "failed" if problem else "done"
+    report.seconds = round(time.perf_counter() - started, 2)
+    _record(job, prepared, report.status, config.to_plain(report))
+    if problem:
+        raise JobFailed(problem, report)
+    return report
+
+
+def _prepare(job: EmbedJob) -> Prepared:
+    return prepare(job.source, job.encoder, job.table, sync=job.sync, chunk_rows=job.compute.chunk_rows)
+
+
+def _fill(job: EmbedJob, prepared: Prepared) -> tuple[EmbedReport, str | None]:
+    filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
+    filling.open()
+    _record(job, prepared, "started", None)
+    problem = None
+    try:
+        filling.adopt(job.compute.chunk_rows)
+        if prepared.plan.chunks:
+            _embed(job, filling)
+        filling.finish()
+    except JobFailed as error:
+        problem = str(error)
+    return filling.close(), problem
+
+
+def _embed(job: EmbedJob, filling: Filling) -> None:
+    from pipeline.embed import cluster_nodes, embed, start_ray  # ray: only a run that has work pays for it
+
+    start_ray(job.compute)
+    fit = sizes(job.compute, cluster_nodes())
+    task = filling.task(batch_size=fit.batch_size, threads=fit.threads)
+    filling.take(embed(filling.prepared.plan.chunks, task, fit), workers=fit.actors * fit.threads)
+
+
+def _record(job: EmbedJob, prepared: Prepared, status: str, report: dict[str, Any] | None) -> None:
+    fingerprint = prepared.encoder.fingerprint
+    record_run(job.table, run=prepared.run, job="embed", status=status, fingerprint=fingerprint, config=job.model_dump(mode="json"), report=report)
+
+
+def main() -> None:
+    """The command."""
+    config.main(EmbedJob, run, plan=plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""How wide a run is, and how that fits a cluster. Imports no ray: a run with nothing to do must not pay for it."""
+
+import math
+
+import pydantic
+
+from pipeline.config import ConfigError, Model
+
+CPU_BATCH, GPU_BATCH = 16, 256
+"""Images a call of the model: on a CPU 8 to 16 is the fastest, a GPU wants to be filled (docs/decisions.md)."""
+
+
+class Compute(Model):
+    """Where and how wide the work runs. What is left out fits itself to the cluster."""
+
+    address: str | None = None
+    """A Ray cluster to connect to; none: the one that `ray job submit` started this in, else a Ray of its own on this machine."""
+    actors: pydantic.PositiveInt | None = None
+    """Encoder actors at most; none: one a GPU, or one a node without GPUs. The pool grows as the cluster has room."""
+    cpus: pydantic.PositiveFloat | None = None
+    """CPUs that an actor takes; none: a node's share."""
+    gpus: pydantic.NonNegativeFloat = 0
+    """GPUs that an actor takes; 0: the encoder runs on CPUs."""
+    threads: pydantic.PositiveInt | None = None
+    """Threads of an actor, each decoding and encoding; none: as many as its CPUs."""
+    batch_size: pydantic.PositiveInt | None = None
+    """Images in one call of the model; none: 16 on a CPU, 256 on a GPU."""
+    chunk_rows: pydantic.PositiveInt | None = None
+    """Items that are staged and committed as one; none: by the amount of work, 64 to 8,192."""
+
+
+class Sizes(Model):
+    """What `Compute` comes to on a given cluster."""
+
+    actors: int
+    cpus: float
+    gpus: float
+    threads: int
+    batch_size: int
+
+
+def sizes(compute: Compute, nodes: list[dict[str, float]]) -> Sizes:
+    """Fit `compute` to the nodes' resources (`CPU`, `GPU`). Raises ConfigError if no node can hold one actor."""
+    node = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)))
+    node_cpus, node_gpus = node.get("CPU", 0), node.get("GPU", 0)
+    a_node = max(1, math.floor(node_gpus / compute.gpus)) if compute.gpus else 1
+    # One CPU stays free for Ray Data's own tasks: a pool that takes every CPU can wait for them for ever.
+    cpus = compute.cpus or max(1, math.floor((node_cpus - 1) / a_node))
+    threads = compute.threads or (math.ceil(compute.cpus) if compute.cpus else max(1, math.floor(node_cpus / a_node)))
+    if cpus > node_cpus or compute.gpus > node_gpus:
+        have = f"the largest node has {node_cpus:g} CPUs and {node_gpus:g} GPUs"
+        raise ConfigError(f"an actor takes compute.cpus={cpus:g} and compute.gpus={compute.gpus:g}, but {have}")
+    in_all = sum(math.floor(n.get("GPU", 0) / compute.gpus) for n in nodes) if compute.gpus else len(nodes)
+    batch_size = compute.batch_size or (GPU_BATCH if compute.gpus else CPU_BATCH)
+    return Sizes(actors=compute.actors or max(1, in_all), cpus=cpus, gpus=compute.gpus, threads=threads, batch_size=batch_size)

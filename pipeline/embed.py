@@ -1,0 +1,87 @@
+"""Chunks through encoder actors on Ray Data: receipts come back as they are staged, in any order.
+
+One operator, an actor pool: the actors read, decode, encode and stage a chunk each, so nothing but the work order and the
+receipt crosses a process border. A worker that dies is restarted by Ray and its chunk is tried again (see `journal`).
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from pipeline.compute import Compute, Sizes
+from pipeline.config import ConfigError
+from pipeline.plan import Chunk
+from pipeline.table.stage import Receipt
+from pipeline.work import ChunkWorker, Task
+
+log = logging.getLogger(__name__)
+
+
+def start_ray(compute: Compute) -> None:
+    """Connect to the cluster, or start a Ray of our own, unless the caller has."""
+    if ray.is_initialized():
+        return
+    address = compute.address or os.environ.get("RAY_ADDRESS") or "local"
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    # Ray's C++ core warns of every Ray Data actor pool as an error (ray-project/ray#53727); real errors come as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR, **local)
+    except ConnectionError as error:
+        raise ConfigError(f"compute.address={address!r}: no Ray cluster answers there ({error})") from error
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Resources of the nodes that are alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+class EmbedChunks:
+    """Ray Data actor: a `ChunkWorker` that takes its chunks from Arrow rows."""
+
+    def __init__(self, task: "ray.ObjectRef[Task]") -> None:
+        told: Task = ray.get(task)
+        if told.threads > 1:
+            # The threads are the parallelism: each of them multiplying matrices with threads of its own is slower.
+            os.environ["OMP_NUM_THREADS"] = "1"
+        self._worker = ChunkWorker(told)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        receipts = []
+        for row in batch.to_pylist():
+            work = pa.ipc.open_stream(row["work"]).read_all()
+            receipts.append(self._worker(row["chunk"], work).to_bytes())
+        return pa.table({"receipt": pa.array(receipts, pa.large_binary())})
+
+
+def embed(chunks: list[Chunk], task: Task, fit: Sizes) -> Iterator[Receipt]:
+    """Receipts of `chunks` as they are staged. Ray must be running."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the report and the meter say what it would
+    orders = [pa.table({"chunk": [chunk.id], "work": [_to_bytes(chunk.work)]}) for chunk in chunks]
+    dataset = ray.data.from_arrow(orders).map_batches(
+        EmbedChunks,
+        fn_constructor_args=(ray.put(task),),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=fit.actors),
+        num_cpus=fit.cpus,
+        num_gpus=fit.gpus or None,
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for data in batch["receipt"].to_pylist():
+            yield Receipt.from_bytes(data)
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())

@@ -1,0 +1,340 @@
+"""One run of the embed job: plan, adopt, embed, commit, and prove. `jobs/embed.py` is its command.
+
+Whatever interrupts it, the table holds whole commits only, and the next run goes on from what is committed and staged.
+"""
+
+import contextlib
+import logging
+import math
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pydantic
+
+from pipeline.adopt import adopt
+from pipeline.config import ConfigError, JobFailed, Model, Ref, nearest
+from pipeline.encoders import Encoder
+from pipeline.known import Contents, hash64
+from pipeline.media import Limits
+from pipeline.plan import Note, Plan, plan
+from pipeline.progress import Meter
+from pipeline.readers import Reader
+from pipeline.report import EmbedReport, too_many_rejects
+from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
+from pipeline.table.commit import Committer, self_test
+from pipeline.table.contents import quoted, read_contents, read_notes, unit_states
+from pipeline.table.ledger import record_model, record_notes
+from pipeline.table.stage import Receipt, Staging, Unproved
+from pipeline.work import Task
+from schemas.vectors import vector_schema
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_CHUNKS = 5
+"""Then the run stops: the fault is not in the items."""
+
+
+class VectorTable(TableAt):
+    """The table to fill."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored vectors, fixed when the table is made. float16 halves the bytes."""
+    thumbnail_px: pydantic.PositiveInt | None = None
+    """Longer side of a JPEG thumbnail kept with each image; none: no thumbnails."""
+
+
+class Sync(Model):
+    """What happens beside new items."""
+
+    vanished: Literal["report", "delete"] = "report"
+    """Rows whose item the source lists no more: count them, or delete them in one commit."""
+    max_vanished: float = pydantic.Field(default=0.5, ge=0, le=1)
+    """Deleting more than this share of the source's rows is refused: more likely the source is incomplete."""
+    retry_rejects: bool = False
+    """Try items again that an earlier run rejected in the same version."""
+    commit_every_s: pydantic.NonNegativeFloat = 30
+    """Longest time that staged chunks wait for their commit, in seconds."""
+
+
+@dataclass
+class Prepared:
+    """A run that has been planned and has written nothing yet."""
+
+    run: str
+    reader: Reader
+    encoder: Encoder
+    table: VectorTable
+    contents: Contents
+    plan: Plan
+    schema: pa.Schema
+
+
+def prepare(source: Ref, encoder_ref: Ref, table: VectorTable, *, sync: Sync, chunk_rows: int | None) -> Prepared:
+    """Build reader and encoder, look at the table, list the source and subtract. Raises ConfigError for whatever the job file can fix."""
+    encoder: Encoder = encoder_ref.build()
+    dataset = table.open()
+    if dataset is not None:
+        refuse_foreign(dataset, encoder, table)
+    reader: Reader = source.build()
+    contents = read_contents(table, dataset, source=reader.source)
+    notes: dict[str, Note] = read_notes(table, source=reader.source) if dataset is not None else {}
+    planned = plan(reader, contents, fingerprint=encoder.fingerprint, notes=notes, chunk_rows=chunk_rows, retry_rejects=sync.retry_rejects)
+    schema = vector_schema(encoder.dim, fingerprint=encoder.fingerprint, metadata=reader.metadata, dtype=table.dtype)
+    if dataset is not None:
+        _refuse_other_columns(dataset, schema, table)
+    log.info("planned: %d listed, %d unchanged, %d rejected before, %d to do", planned.listed, planned.unchanged, planned.rejected, to_do(planned))
+    return Prepared(uuid.uuid4().hex[:16], reader, encoder, table, contents, planned, schema)
+
+
+def to_do(planned: Plan) -> int:
+    """Items that a plan gives to the workers."""
+    return sum(chunk.items for chunk in planned.chunks)
+
+
+def refuse_foreign(dataset: lance.LanceDataset, encoder: Encoder, table: TableAt) -> None:
+    """Raise ConfigError unless the table holds this encoder's vectors."""
+    theirs = fingerprint_of(dataset)
+    if theirs != encoder.fingerprint:
+        raise ConfigError(
+            f"table {table.name!r} holds {dim_of(dataset)}-d vectors of the encoder {theirs}, but this job makes {encoder.dim}-d vectors of "
+            f"{encoder.fingerprint}; a table is of one encoder: choose another table.name, or run with the encoder it was made with"
+        )
+
+
+def _refuse_other_columns(dataset: lance.LanceDataset, schema: pa.Schema, table: VectorTable) -> None:
+    for entry in schema:
+        if entry.name not in dataset.schema.names:
+            near = nearest(entry.name, dataset.schema.names)
+            raise ConfigError(
+                f"table {table.name!r} has no column {entry.name!r}{near}; leave it out of the source's metadata, or fill another table"
+            )
+        have = dataset.schema.field(entry.name).type
+        if have != entry.type:
+            setting = "table.dtype" if entry.name == "vector" else "the source's metadata"
+            raise ConfigError(f"column {entry.name!r} of table {table.name!r} is {have}, this job would write {entry.type}; correct {setting}")
+
+
+@dataclass
+class Filling:
+    """A planned run being carried out."""
+
+    prepared: Prepared
+    encoder_ref: Ref
+    limits: Limits
+    sync: Sync
+    report: EmbedReport
+
+    def open(self) -> None:
+        """Make the table if need be, prove the engine, write down the model."""
+        p = self.prepared
+        self_test(p.table)
+        dataset = create_dataset(p.table.path(), p.schema, p.table.storage_options)
+        refuse_foreign(dataset, p.encoder, p.table)  # another job may have made the table since the plan
+        record_model(p.table, p.encoder, self.encoder_ref, run=p.run)
+        self.staging = Staging(p.table)
+        self.committer = Committer(p.table, self.staging, p.contents)
+        self._waiting: list[Receipt] = []
+        self._committed_at = time.monotonic()
+
+    def task(self, *, batch_size: int, threads: int) -> Task:
+        """What the workers are told."""
+        p = self.prepared
+        return Task(
+            reader=p.reader,
+            encoder=self.encoder_ref,
+            fingerprint=p.encoder.fingerprint,
+            at=p.table,
+            version=p.table.require().version,
+            run=p.run,
+            limits=self.limits,
+            batch_size=batch_size,
+            threads=threads,
+            thumbnail_px=p.table.thumbnail_px,
+            contents=p.contents if p.plan.units else None,
+        )
+
+    def adopt(self, chunk_rows: int | None) -> None:
+        """Commit what an earlier run staged."""
+        adopted = adopt(self.prepared.plan, self.staging, fingerprint=self.prepared.encoder.fingerprint, chunk_rows=chunk_rows)
+        if adopted:
+            self.committer.commit(adopted)
+            self.report.adopted = sum(receipt.rows for receipt in adopted)
+            log.info("adopted %d items that an earlier run had staged", self.report.adopted)
+
+    def take(self, receipts: Iterator[Receipt], *, workers: int) -> None:
+        """Commit receipts as they come. Raises JobFailed if too much is rejected or fails."""
+        started = time.monotonic()
+        first: float | None = None
+        items = 0
+        with Meter(to_do(self.prepared.plan), what="embedding") as meter, self._committing():
+            for receipt in receipts:
+                first = first or time.monotonic()
+                items += receipt.listed
+                meter.add(receipt.listed, rejected=receipt.rejects.num_rows)
+                self._add(receipt)
+                if time.monotonic() - self._committed_at >= self.sync.commit_every_s:
+                    self._commit()
+                self._stop_early()
+        ended = time.monotonic()
+        if first is not None:
+            self.report.seconds_to_first_chunk = round(first - started, 2)
+            self.report.items_per_s = round(items / max(1e-3, ended - started), 2)
+        self.report.ceiling = self._ceiling((ended - started) * workers)
+
+    def _add(self, receipt: Receipt) -> None:
+        for stage, seconds in receipt.seconds.items():
+            self.report.stage_seconds[stage] = round(self.report.stage_seconds.get(stage, 0.0) + seconds, 3)
+        if receipt.error is not None:
+            self.report.failed += receipt.listed
+            self.report.errors.append(receipt.error)
+        else:
+            self._waiting.append(receipt)
+
+    @contextlib.contextmanager
+    def _committing(self) -> Iterator[None]:
+        """Whatever ends the loop, what is staged is committed."""
+        try:
+            yield
+        finally:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._waiting:
+            self.committer.commit(self._waiting)
+            self._waiting = []
+        self._committed_at = time.monotonic()
+
+    def _stop_early(self) -> None:
+        if len(self.report.errors) >= MAX_FAILED_CHUNKS:
+            raise JobFailed(f"{MAX_FAILED_CHUNKS} chunks failed, the first with: {self.report.errors[0]}")
+        rejected = self.prepared.plan.rejected + self.committer.counts.rejected + sum(r.rejects.num_rows for r in self._waiting)
+        if rejected > self.limits.max_rejects * self.prepared.plan.listed:
+            raise JobFailed(too_many_rejects(rejected, self.prepared.plan.listed, self.limits))
+
+    def _ceiling(self, thread_seconds: float) -> str | None:
+        stages = self.report.stage_seconds
+        if not stages:
+            return None
+        busy = sum(stages.values()) / max(1e-9, thread_seconds)
+        top = max(stages, key=lambda name: stages[name])
+        return f"{top} ({stages[top] / sum(stages.values()):.0%} of the work; worker threads busy {busy:.0%} of the time, start-up included)"
+
+    def finish(self) -> None:
+        """Vanished items, notes on complete containers, and the proof that the rows are there."""
+        vanished = None if self.report.failed else self._vanished()
+        self.report.vanished = None if vanished is None else len(vanished)
+        if vanished and self.sync.vanished == "delete":
+            self.report.deleted = delete_vanished(self.committer, vanished, self.prepared, self.sync)
+        self._note_units()
+        self._prove()
+
+    def _vanished(self) -> list[str]:
+        """Ids of this source's rows whose item was not met."""
+        p = self.prepared
+        rows = p.table.require().to_table(columns=["id", "_unit"], filter=f"source = {quoted(p.reader.source)}")
+        if p.plan.vanished_ids is not None:
+            return rows["id"].filter(pa.array(np.isin(hash64(rows["id"]), p.plan.vanished_ids))).to_pylist() if len(rows) else []
+        met = self.committer.own.find(hash64(rows["id"]))[0] if len(rows) else np.empty(0, bool)
+        complete = np.isin(rows["_unit"].to_numpy().astype(object), list(p.plan.complete_units))
+        ids: list[str] = rows["id"].filter(pa.array(~met & ~complete)).to_pylist()
+        return ids
+
+    def _note_units(self) -> None:
+        p = self.prepared
+        if not p.plan.units or self.report.failed:
+            return
+        states = unit_states(p.table.require(), source=p.reader.source)
+        notes = []
+        for unit, (listed, rejected) in self.committer.units.items():
+            rows, digest = states.get(unit, (0, ""))
+            if rows == listed - rejected:
+                row = {"source": p.reader.source, "unit": unit, "version": p.plan.units[unit], "rows": rows, "rejected": rejected, "digest": digest}
+                notes.append({**row, "run": p.run})
+        record_notes(p.table, notes)
+
+    def _prove(self) -> None:
+        """Count the committed chunks' rows in the table as it is now. Raises Unproved if some are missing and nobody else has written."""
+        expected = {chunk: rows for chunk, rows in self.committer.chunks.items() if rows}
+        rows = self.prepared.table.require().to_table(columns=["_chunk"], filter=f"source = {quoted(self.prepared.reader.source)}")
+        counts = rows.group_by("_chunk").aggregate([([], "count_all")]).to_pylist()
+        found = {row["_chunk"]: row["count_all"] for row in counts if row["_chunk"] in expected}
+        if found != expected and self.committer.alone:
+            lost = sum(expected.values()) - sum(found.values())
+            raise Unproved(f"{sum(expected.values())} rows were committed, {lost} of them are not in {self.prepared.table.path()}")
+
+    def close(self) -> EmbedReport:
+        """The report with all counts in it."""
+        report, planned = self.report, self.prepared.plan
+        counts = self.committer.counts
+        report.unchanged = planned.unchanged + counts.unchanged
+        report.written, report.replaced = counts.written, counts.replaced
+        report.rejected = planned.rejected + counts.rejected
+        report.overtaken, report.commits = counts.overtaken, counts.commits
+        report.rejects = dict(self.committer.reasons)
+        done = report.unchanged + report.written + report.replaced + report.rejected
+        report.listed = max(planned.listed, done + report.failed)
+        report.failed = report.listed - done  # a run that stopped early has not done the rest either
+        return describe(report, self.prepared)
+
+
+def describe(report: EmbedReport, prepared: Prepared) -> EmbedReport:
+    """Fill in what the table says."""
+    dataset = prepared.table.open()
+    report.run, report.table, report.fingerprint = prepared.run, prepared.table.path(), prepared.encoder.fingerprint
+    report.rows_in_table = dataset.count_rows() if dataset is not None else 0
+    report.table_version = dataset.version if dataset is not None else 0
+    return report
+
+
+def delete_vanished(committer: Committer, ids: list[str], prepared: Prepared, sync: Sync) -> int:
+    """Delete rows in one commit. Raises JobFailed if they are more of the source than `sync.max_vanished` allows."""
+    rows = len(prepared.contents.own)
+    if len(ids) > math.floor(sync.max_vanished * rows):
+        raise JobFailed(
+            f"{len(ids)} of the source's {rows} rows would be deleted, more than sync.max_vanished={sync.max_vanished:g}; nothing was deleted. "
+            "Is the source complete? If it is, raise sync.max_vanished"
+        )
+    return committer.delete(ids)
+
+
+def nothing_to_do(prepared: Prepared, sync: Sync) -> bool:
+    """Whether the table is already what it should be: then Ray is not started and no version is added."""
+    vanished = prepared.plan.vanished_ids
+    deletes = sync.vanished == "delete" and (vanished is None or len(vanished) > 0)
+    return not prepared.plan.chunks and not deletes and prepared.contents.version > 0
+
+
+def unchanged_report(prepared: Prepared) -> EmbedReport:
+    """The report of a run that had nothing to do."""
+    planned = prepared.plan
+    report = EmbedReport(listed=planned.listed, unchanged=planned.unchanged, rejected=planned.rejected)
+    report.vanished = len(planned.vanished_ids) if planned.vanished_ids is not None else None
+    return report
+
+
+def summary(prepared: Prepared) -> dict[str, Any]:
+    """What `--plan` prints."""
+    planned = prepared.plan
+    return {
+        "job": "embed",
+        "table": prepared.table.path(),
+        "table_exists": prepared.contents.version > 0,
+        "fingerprint": prepared.encoder.fingerprint,
+        "dim": prepared.encoder.dim,
+        "listed": planned.listed,
+        "unchanged": planned.unchanged,
+        "rejected_before": planned.rejected,
+        "changed": planned.changed,
+        "to_do": to_do(planned),
+        "chunks": len(planned.chunks),
+        "vanished": None if planned.vanished_ids is None else len(planned.vanished_ids),
+        "vector_bytes": to_do(planned) * prepared.encoder.dim * (2 if prepared.table.dtype == "float16" else 4),
+        "by_suffix": dict(Counter(unit.rsplit(".", 1)[-1].lower() for unit in planned.listing["unit"].to_pylist()) if planned.listing else {}),
+    }

@@ -1,0 +1,62 @@
+"""The report of an embedding run: counts that add up, where the time went, and whether it is good enough."""
+
+from dataclasses import dataclass, field
+
+from pipeline.media import Limits
+
+
+@dataclass
+class EmbedReport:
+    """What a run did. listed = unchanged + written + replaced + rejected + failed."""
+
+    job: str = "embed"
+    status: str = "done"
+    run: str = ""
+    table: str = ""
+    fingerprint: str = ""
+    listed: int = 0
+    unchanged: int = 0
+    written: int = 0
+    replaced: int = 0
+    rejected: int = 0
+    failed: int = 0
+    vanished: int | None = 0
+    """Rows whose item is no longer listed; null if part of the source could not be read."""
+    deleted: int = 0
+    overtaken: int = 0
+    """Of `unchanged`: another job committed them while this one computed them."""
+    adopted: int = 0
+    """Items whose vectors an earlier run had staged."""
+    rejects: dict[str, int] = field(default_factory=dict)
+    """This run's new rejects, by reason."""
+    errors: list[str] = field(default_factory=list)
+    """Why chunks failed."""
+    rows_in_table: int = 0
+    table_version: int = 0
+    commits: int = 0
+    seconds: float = 0.0
+    seconds_to_first_chunk: float | None = None
+    """From the start of the workers to their first receipt: what start-up costs."""
+    items_per_s: float | None = None
+    """Items that went through the workers, per second after the first chunk."""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds that worker threads spent in each stage, added up."""
+    ceiling: str | None = None
+    """The stage that took the most thread time, and how busy the threads were."""
+
+
+def problem_of(report: EmbedReport, limits: Limits) -> str | None:
+    """Why a finished run is not good enough; None if it is."""
+    if report.failed:
+        return f"{report.failed} items failed: {report.errors[0] if report.errors else 'the run stopped early'}"
+    if report.rejected > limits.max_rejects * report.listed:
+        return too_many_rejects(report.rejected, report.listed, limits)
+    return None
+
+
+def too_many_rejects(rejected: int, listed: int, limits: Limits) -> str:
+    """What to do when the gate closes."""
+    return (
+        f"{rejected} of {listed} items are rejected ({rejected / max(1, listed):.2%}), more than limits.max_rejects={limits.max_rejects:g}; "
+        "the reasons are in the table's rejects; what was embedded is committed. Mend the items, or raise limits.max_rejects"
+    )

@@ -1,0 +1,98 @@
+"""What was done and by what, kept beside the table: runs, models, and notes on complete containers."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import socket
+import time
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.fragment import write_fragments
+
+from pipeline.config import Ref
+from pipeline.table.at import TableAt, create_dataset, model_of, open_dataset
+from pipeline.table.commit import swap
+from schemas.runs import MODEL, RUN, UNIT
+
+PACKAGES = ("tessera", "ray", "pylance", "lancedb", "pyarrow", "torch", "transformers", "open_clip_torch", "timm", "pillow", "numpy")
+SECRET = ("secret", "token", "password", "key", "credential", "sas")
+
+
+def now() -> datetime.datetime:
+    """The present time, UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def record_run(
+    at: TableAt, *, run: str, job: str, status: str, fingerprint: str | None, config: dict[str, Any], report: dict[str, Any] | None
+) -> None:
+    """Append a row to the ledger of runs."""
+    row = {
+        "run": run,
+        "job": job,
+        "status": status,
+        "at": now(),
+        "fingerprint": fingerprint,
+        "config": json.dumps(without_secrets(config), default=str),
+        "report": json.dumps(report, default=str) if report is not None else None,
+        "versions": json.dumps(_versions()),
+        "host": socket.gethostname(),
+    }
+    _append(at.path(".runs"), pa.Table.from_pylist([row], schema=RUN), at)
+
+
+def _append(path: str, rows: pa.Table, at: TableAt) -> None:
+    # A plain append may be rebased onto any version: right for a log, where every row is its own.
+    create_dataset(path, rows.schema, at.storage_options)
+    lance.write_dataset(rows, path, mode="append", storage_options=at.options)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy of a configuration in which whatever is named like a credential reads `***`."""
+    if isinstance(value, dict):
+        return {k: "***" if isinstance(v, str) and any(s in k.lower() for s in SECRET) else without_secrets(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(entry) for entry in value]
+    return value
+
+
+def record_model(at: TableAt, encoder: Any, ref: Ref, *, run: str) -> None:
+    """Make sure that the database's table of models says what the encoder's fingerprint stands for."""
+    create_dataset(at.models_path, MODEL, at.storage_options)
+    row = {
+        "fingerprint": encoder.fingerprint,
+        "dim": encoder.dim,
+        "target": ref.target,
+        "args": json.dumps(ref.args),
+        "lineage": json.dumps(getattr(encoder, "lineage", None), default=str),
+        "created_at": now(),
+        "run": run,
+    }
+    while model_of(at, encoder.fingerprint) is None:
+        dataset = open_dataset(at.models_path, at.storage_options)
+        assert dataset is not None
+        fragments = write_fragments(pa.Table.from_pylist([row], schema=MODEL), dataset, mode="append", storage_options=at.options)
+        try:
+            swap(dataset, fragments, [], at)
+        except CommitConflictError:
+            time.sleep(0.05)
+
+
+def record_notes(at: TableAt, rows: list[dict[str, Any]]) -> None:
+    """Append notes (UNIT rows) on containers that are complete."""
+    if rows:
+        _append(at.path(".units"), pa.Table.from_pylist(rows, schema=UNIT), at)

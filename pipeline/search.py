@@ -108,6 +108,15 @@ def search(at: TableAt, query: Query, *, encoder: Ref | None = None) -> pa.Table
     return Searcher(at, encoder=encoder).search([query])[0]
 
 
+def row(dataset: lance.LanceDataset, id: str, *, columns: list[str]) -> dict[str, Any]:
+    """Some columns of one row. Raises ConfigError if there is no such row."""
+    quoted = id.replace("'", "''")
+    rows: list[dict[str, Any]] = dataset.to_table(columns=columns, filter=f"id = '{quoted}'", limit=1).to_pylist()
+    if not rows:
+        raise ConfigError(f"query id {id!r}: the table has no such row")
+    return rows[0]
+
+
 def query_encoder(at: TableAt, fingerprint: str, *, ref: Ref | None = None) -> Encoder:
     """The query side of the encoder with this fingerprint: built from `ref`, or from its row in the table of models.
 
@@ -185,11 +194,7 @@ def _image(encoder: Encoder, uri: str) -> np.ndarray:
 
 def _stored(dataset: lance.LanceDataset, query: Query) -> np.ndarray:
     if query.id is not None:
-        quoted = query.id.replace("'", "''")
-        rows = dataset.to_table(columns=["vector"], filter=f"id = '{quoted}'", limit=1)
-        if not rows.num_rows:
-            raise ConfigError(f"query id {query.id!r}: the table has no such row")
-        return np.asarray(rows["vector"][0].as_py(), np.float32)
+        return np.asarray(row(dataset, query.id, columns=["vector"])["vector"], np.float32)
     vector = np.asarray(query.vector, np.float32)
     if len(vector) != dim_of(dataset):
         raise ConfigError(f"the query vector has {len(vector)} numbers, and the table's vectors have {dim_of(dataset)}")

@@ -1,0 +1,162 @@
+"""Parquet files. Read as a stream, a slice of rows at a time.
+
+Row groups are the unit in which a disk or a store is read: files with groups of at most 8,192 rows or 64 MiB are read
+once, a group of many slices is read from its start for each of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.readers import rows
+from pipeline.readers.rows import MAX_SLICE_BYTES, MAX_SLICE_ROWS, Block
+
+OPENED_AT_ONCE = 16
+BATCH_BYTES = 32 * 2**20
+Part = tuple[int, int, int]
+
+
+class Parquet:
+    """Items in the rows of Parquet files."""
+
+    def __init__(
+        self,
+        uri: str | Sequence[str],
+        *,
+        id: str | None = None,
+        text: str | None = None,
+        image: str | None = None,
+        image_uri: str | None = None,
+        metadata: Sequence[str] | Mapping[str, str] | None = None,
+        version: str | None = None,
+        name: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        """Name the columns that hold what.
+
+        `uri`: a folder, a file, a glob, or a list of these. `id`: a column of unique text or whole numbers; without it
+        an item's id is its file and row number, so that it moves when rows move. `image`: encoded images, as bytes, as
+        base64 or as Hugging Face's struct of bytes and path. `image_uri`: where images are; relative ones are taken from
+        the file's folder. `metadata`: columns to carry along, by name, or by name and type. `version`: a column that
+        changes when its row does; without it the row's content is hashed. `name` of the source; without it, `uri`.
+        """
+        self.uri = uri
+        self.columns = rows.columns(id=id, text=text, image=image, image_uri=image_uri, version=version, metadata=metadata)
+        self.source = name or storage.source_name(uri)
+        self.storage_options = storage_options
+        self._metadata: pa.Schema | None = None
+
+    @property
+    def metadata(self) -> pa.Schema:
+        """Types that the job file does not give are the first file's."""
+        if self._metadata is None:
+            self.list()
+        return self._metadata
+
+    def list(self) -> pa.Table:
+        """The files, and a look into the first that can be read. Raises ConfigError if it lacks a column."""
+        found = storage.find(self.uri, suffixes=[".parquet", ".pq"], storage_options=self.storage_options)
+        for unit in found["unit"].to_pylist():
+            try:
+                with storage.open_file(unit, self.storage_options) as file:
+                    schema = pq.read_schema(file)
+            except (pa.ArrowInvalid, FileNotFoundError, PermissionError):
+                continue  # `read` rejects it
+            rows.require(self.columns, schema.names, unit)
+            self._metadata = self.columns.schema({entry.name: entry.type for entry in schema})
+            break
+        else:
+            self._metadata = self.columns.schema(dict.fromkeys(self.columns.metadata, pa.string()))
+        return rows.listing(found)
+
+    def split(self, units: pa.Table) -> pa.Table:
+        """Slices of whole row groups, of at most 8,192 rows and about 64 MiB; a larger group is cut. Opens every file's footer."""
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            parts = pool.map(self._parts, units["unit"].to_pylist())
+            pairs = zip(units.select(["unit", "version"]).to_pylist(), parts, strict=True)
+            return rows.slices((unit["unit"], unit["version"], *part) for unit, cuts in pairs for part in cuts)
+
+    def _parts(self, unit: str) -> Sequence[Part]:
+        try:
+            with storage.open_file(unit, self.storage_options) as file:
+                groups = _groups(pq.ParquetFile(file).metadata)
+        except (pa.ArrowInvalid, FileNotFoundError, PermissionError):
+            return [(0, 1, 0)]  # one row that `read` rejects
+        return cut(groups)
+
+    def read(self, work: pa.Table) -> Iterator[pa.Table]:
+        """Items by batches. A file, or the rest of it, that cannot be read is rejected row by row."""
+        for part in work.select(["unit", "version", "start", "stop"]).to_pylist():
+            unit, at, stop = part["unit"], part["start"], part["stop"]
+            detail, reason = "the file has fewer rows than when it was listed", "bad_row"
+            try:
+                for block in self._blocks(unit, at, stop):
+                    yield rows.items(block, self.columns, self.metadata)
+                    at += len(block)
+            except (pa.ArrowInvalid, FileNotFoundError, PermissionError) as error:
+                detail, reason = f"{unit}: {error}", "bad_row" if isinstance(error, pa.ArrowInvalid) else "missing"
+            except OSError as error:
+                if error.errno is not None:  # the disk's or the network's; Arrow's own, for damaged pages, have no number
+                    raise
+                detail = f"{unit}: {error}"
+            if at < stop:
+                yield rows.rejected(unit, part["version"], range(at, stop), self.metadata, reason=reason, detail=detail)
+
+    def _blocks(self, unit: str, start: int, stop: int) -> Iterator[Block]:
+        with storage.open_file(unit, self.storage_options) as file:
+            header = pq.ParquetFile(file).metadata
+            groups = _groups(header)
+            first = _row_groups(groups, start, stop)
+            if not first:
+                return
+            size = sum(groups[index][1] for index in first)
+            # A row group that fits is fetched in few requests, a huge one is streamed.
+            options = {"buffer_size": 2**23} if size > 4 * MAX_SLICE_BYTES else {"pre_buffer": True}
+            parquet = pq.ParquetFile(file, metadata=header, **options)
+            names = [name for name in self.columns.names() if name in parquet.schema_arrow.names]
+            at = sum(count for count, _ in groups[: first[0]])
+            batch_rows = max(1, min(MAX_SLICE_ROWS, BATCH_BYTES * sum(groups[i][0] for i in first) // max(size, 1)))
+            for batch in parquet.iter_batches(batch_rows, row_groups=first, columns=names, use_threads=False):
+                kept = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
+                if kept.num_rows:
+                    yield Block(unit, max(start, at), dict(zip(kept.schema.names, kept.columns, strict=True)), [None] * kept.num_rows)
+                at += batch.num_rows
+                if at >= stop:
+                    return
+
+
+def _groups(metadata: Any) -> list[tuple[int, int]]:
+    """Rows and uncompressed bytes of each row group."""
+    return [(metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)]
+
+
+def _row_groups(groups: list[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """Indices of the row groups that hold rows `start` to `stop`."""
+    found, at = [], 0
+    for index, (count, _) in enumerate(groups):
+        if at < stop and at + count > start:
+            found.append(index)
+        at += count
+    return found
+
+
+def cut(groups: list[tuple[int, int]]) -> list[Part]:
+    """(start, stop, bytes) of slices over groups of (rows, bytes): small groups together, large ones in equal parts."""
+    parts: list[Part] = []
+    start = at = size = 0
+    for count, group_bytes in groups:
+        if at > start and (at + count - start > MAX_SLICE_ROWS or size + group_bytes > MAX_SLICE_BYTES):
+            parts.append((start, at, size))
+            start, size = at, 0
+        pieces = min(max(count, 1), max(-(-count // MAX_SLICE_ROWS), -(-group_bytes // MAX_SLICE_BYTES), 1))
+        for piece in range(1, pieces):
+            parts.append((start, at + count * piece // pieces, group_bytes // pieces))
+            start, size = at + count * piece // pieces, 0
+        at, size = at + count, size + group_bytes // pieces
+    if at > start or not parts:
+        parts.append((start, at, size))
+    return parts

@@ -66,22 +66,31 @@ def plain(of: pa.DataType) -> pa.DataType:
 def convert(values: pa.Array | list[Any], to: pa.DataType) -> tuple[pa.Array, np.ndarray]:
     """`values` as type `to`, and which of them (bool, one a row) could not be: those are null."""
     good = np.zeros(len(values), bool)
-    # pyarrow makes 1 of 1.5 where Python values are given; from an Arrow array it refuses.
-    if isinstance(values, list) and pa.types.is_integer(to) and any(isinstance(value, float) for value in values):
-        values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
-        values = [str(value) if isinstance(value, float) else value for value in values]
     try:
-        return (pa.array(values, to) if isinstance(values, list) else values.cast(to)), good
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError):
-        singles = [_single(value if isinstance(values, list) else value.as_py(), to) for value in values]
+        if not isinstance(values, list):
+            return values.cast(to), good
+        if not any(_misread(value, to) for value in values):
+            return pa.array(values, to), good
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        pass  # some value is at fault: find out which
+    singles = [_single(value if isinstance(values, list) else value.as_py(), to) for value in values]
     bad = np.array([single is None for single in singles])
     missing = pa.nulls(1, to)
     return pa.concat_arrays([missing if single is None else single for single in singles]), bad
 
 
+def _misread(value: Any, to: pa.DataType) -> bool:
+    """Whether pyarrow would take a Python value and change it: it makes 1 of 1.5, and a list of letters of a word."""
+    if isinstance(value, float):
+        return bool(pa.types.is_integer(to)) and not value.is_integer()
+    return isinstance(value, str) and bool(pa.types.is_list(to))
+
+
 def _single(value: Any, to: pa.DataType) -> pa.Array | None:
     if value is None:
         return pa.nulls(1, to)
+    if _misread(value, to):
+        return None
     try:
         return pa.array([value], to)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

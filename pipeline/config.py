@@ -190,8 +190,11 @@ USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [--check | --plan]
 """
 
 
-def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | None = None) -> None:
-    """Run a job module as a command: read its arguments, run it, print one JSON line, exit 0, 1 or 2."""
+def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | None = None, show: Callable[[Any], None] | None = None) -> None:
+    """Run a job module as a command: read its arguments, run it, print one JSON line, exit 0, 1 or 2.
+
+    `show` prints the report for a person instead, where stdout is a terminal.
+    """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Ray starts its processes by fork and exec at once, which is safe; lance cannot know and warns.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
@@ -204,14 +207,16 @@ def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | 
     if "--keys" in arguments:
         print("\n".join(keys(model)))
         raise SystemExit(0)
-    raise SystemExit(_run(model, run, plan, arguments))
+    raise SystemExit(_run(model, run, plan, arguments, show=show if sys.stdout.isatty() else None))
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str]) -> int:
+def _run(
+    model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str], *, show: Callable[[Any], None] | None
+) -> int:
     try:
         job, action = _parse(model, run, plan, arguments)
         report = action(job)
@@ -226,7 +231,10 @@ def _run(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | Non
     except KeyboardInterrupt:
         print("interrupted; what was committed stays, run the same command again to go on", file=sys.stderr)
         return 1
-    print(to_json(report), flush=True)
+    if show is not None and action is run:
+        show(report)
+    else:
+        print(to_json(report), flush=True)
     return 0
 
 

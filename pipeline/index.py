@@ -69,6 +69,8 @@ class IndexState(Model):
 class IndexReport(Model):
     """What was done, and what there is now."""
 
+    job: str = "index"
+    table: str
     kind: Kind
     """Of the vectors."""
     reason: str
@@ -270,6 +272,7 @@ def _report(at: TableAt, plan: IndexPlan, started: float) -> IndexReport:
     states = [_state(index) for index in _open(at).list_indices()]
     unindexed = next((state.unindexed_rows for state in states if state.column == "vector"), rows)
     return IndexReport(
+        table=at.path(),
         kind=plan.kind,
         reason=plan.reason,
         rows=rows,

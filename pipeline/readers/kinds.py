@@ -69,6 +69,8 @@ def convert(values: pa.Array | list[Any], to: pa.DataType) -> tuple[pa.Array, np
     try:
         if not isinstance(values, list):
             return values.cast(to), good
+        if not pa.types.is_string(to) and all(value is None or isinstance(value, str) for value in values):
+            return pa.array(values, pa.string()).cast(to), good
         if not any(_misread(value, to) for value in values):
             return pa.array(values, to), good
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

@@ -1,0 +1,168 @@
+"""Text files of records: what the JSON Lines and CSV readers share. Plain or gzip.
+
+Row numbers say where a slice starts, and only a scan says where a row is: planning reads every new file once. The
+byte offsets found then travel with the reader, so that a worker starts at its slice; in a gzip file it must unpack
+from the beginning. Prefer Parquet for what is large.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.readers import rows
+from pipeline.readers.rows import MAX_SLICE_BYTES, MAX_SLICE_ROWS, Block, Columns
+
+MAX_LINE_BYTES = 64 * 2**20
+BATCH_ROWS = 4096
+BATCH_BYTES = 16 * 2**20
+
+
+class Line(NamedTuple):
+    """One line: its number, from 1, the offset after it, and its bytes or why they cannot be had."""
+
+    number: int
+    end: int
+    raw: bytes
+    fault: str | None
+
+
+class Record(NamedTuple):
+    """One row: the number of its first line and of the line after it, the offset after it, its value or what is wrong."""
+
+    line: int
+    next_line: int
+    end: int
+    value: Any
+    fault: str | None
+
+
+class Start(NamedTuple):
+    """Where a row starts in its file."""
+
+    row: int
+    line: int
+    offset: int
+
+
+BEGIN = Start(0, 1, 0)
+Records = Callable[[str, Start], Iterator[Record]]
+"""Opens a file at a Start, which is BEGIN or one that an earlier record ended at."""
+Parse = Callable[[str, Any], Mapping[str, Any]]
+"""A record's value to its columns, given the file. Raises ValueError saying what is malformed."""
+Starts = dict[tuple[str, str], Sequence[Start]]
+"""By file and version, the starts of its slices."""
+
+
+@contextmanager
+def opened(unit: str, storage_options: dict[str, Any] | None) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked."""
+    with storage.open_file(unit, storage_options) as file:
+        if unit.endswith(".gz"):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        else:
+            yield file
+
+
+def lines(file: IO[bytes], start: Start) -> Iterator[Line]:
+    """Lines from a start on. A line that is too long, or the rest of a damaged gzip file, is one line with a fault."""
+    number, at = start.line, start.offset
+    try:
+        file.seek(at)
+        while raw := file.readline(MAX_LINE_BYTES):
+            at += len(raw)
+            fault = None
+            while raw and len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                fault = f"line {number}: longer than {MAX_LINE_BYTES} bytes"
+                raw = file.readline(MAX_LINE_BYTES)
+                at += len(raw)
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            yield Line(number, at, b"" if fault else raw, fault)
+            number += 1
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield Line(number, at, b"", f"line {number}: the rest of the file cannot be read: {error}")
+
+
+def split(units: pa.Table, records: Records) -> tuple[pa.Table, Starts]:
+    """Slices of at most 8,192 records and about 64 MiB, and where they start."""
+    parts: list[tuple[str, str, int, int, int | None]] = []
+    starts: Starts = {}
+    for unit in units.select(["unit", "version"]).to_pylist():
+        name, version = unit["unit"], unit["version"]
+        try:
+            found = _cut(records(name, BEGIN))
+        except (FileNotFoundError, PermissionError):
+            found = [(BEGIN, 1, 0)]  # one row that `read` rejects
+        parts += [(name, version, start.row, stop, size) for start, stop, size in found]
+        starts[name, version] = [start for start, _, _ in found]
+    return rows.slices(parts), starts
+
+
+def _cut(records: Iterator[Record]) -> list[tuple[Start, int, int]]:
+    parts = []
+    start, row, end = BEGIN, 0, 0
+    for record in records:
+        row, end = row + 1, record.end
+        if row - start.row == MAX_SLICE_ROWS or end - start.offset >= MAX_SLICE_BYTES:
+            parts.append((start, row, end - start.offset))
+            start = Start(row, record.next_line, end)
+    if row > start.row or not parts:
+        parts.append((start, row, end - start.offset))
+    return parts
+
+
+def read(work: pa.Table, records: Records, parse: Parse, *, columns: Columns, metadata: pa.Schema, starts: Starts) -> Iterator[pa.Table]:
+    """The items of slices, by batches. A malformed record is a reject that names its line."""
+    for part in work.select(["unit", "version", "start", "stop"]).to_pylist():
+        unit, at, stop = part["unit"], part["start"], part["stop"]
+        known = starts.get((unit, part["version"]), [BEGIN])
+        begin = max(start for start in known if start.row <= at)
+        detail, reason = "the file has fewer rows than when it was listed", "bad_row"
+        try:
+            for block in _blocks(records(unit, begin), begin.row, unit, range(at, stop), parse):
+                yield rows.items(block, columns, metadata)
+                at += len(block)
+        except (FileNotFoundError, PermissionError) as error:
+            detail, reason = f"{unit}: {error}", "missing"
+        if at < stop:
+            yield rows.rejected(unit, part["version"], range(at, stop), metadata, reason=reason, detail=detail)
+
+
+def _blocks(records: Iterator[Record], row: int, unit: str, wanted: range, parse: Parse) -> Iterator[Block]:
+    values: list[Mapping[str, Any]] = []
+    faults: list[str | None] = []
+    size, last_end = 0, 0
+    for number, record in enumerate(records, row):
+        if number >= wanted.stop:
+            break
+        if number >= wanted.start:
+            value, fault = _parsed(record, unit, parse)
+            values.append(value)
+            faults.append(fault)
+            size += record.end - last_end
+            if len(values) == BATCH_ROWS or size >= BATCH_BYTES:
+                yield _block(unit, number + 1 - len(values), values, faults)
+                values, faults, size = [], [], 0
+        last_end = record.end
+    if values:
+        yield _block(unit, number + (number < wanted.stop) - len(values), values, faults)
+
+
+def _parsed(record: Record, unit: str, parse: Parse) -> tuple[Mapping[str, Any], str | None]:
+    if record.fault:
+        return {}, record.fault
+    try:
+        return parse(unit, record.value), None
+    except (ValueError, RecursionError) as error:
+        return {}, f"line {record.line}: {error}"
+
+
+def _block(unit: str, start: int, values: list[Mapping[str, Any]], faults: list[str | None]) -> Block:
+    names = dict.fromkeys(name for value in values for name in value)
+    return Block(unit, start, {name: [value.get(name) for value in values] for name in names}, faults)

@@ -8,7 +8,7 @@ Run it again at any time, also after a crash or beside another run: what is ther
 import time
 from typing import Any
 
-from pipeline import config
+from pipeline import command
 from pipeline.compute import Compute, sizes
 from pipeline.config import JobFailed, Model, Ref
 from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, nothing_to_do, prepare, summary, unchanged_report
@@ -47,7 +47,7 @@ def run(job: EmbedJob) -> EmbedReport:
     problem = problem or problem_of(report, job.limits)
     report.status = "failed" if problem else "done"
     report.seconds = round(time.perf_counter() - started, 2)
-    _record(job, prepared, report.status, config.to_plain(report))
+    _record(job, prepared, report.status, command.to_plain(report))
     if problem:
         raise JobFailed(problem, report)
     return report
@@ -73,12 +73,12 @@ def _fill(job: EmbedJob, prepared: Prepared) -> tuple[EmbedReport, str | None]:
 
 
 def _embed(job: EmbedJob, filling: Filling) -> None:
-    from pipeline.embed import cluster_nodes, embed, start_ray  # ray: only a run that has work pays for it
+    from pipeline.embed import cluster_nodes, embed, running_ray  # ray: only a run that has work pays for it
 
-    start_ray(job.compute)
-    fit = sizes(job.compute, cluster_nodes())
-    task = filling.task(batch_size=fit.batch_size, threads=fit.threads)
-    filling.take(embed(filling.prepared.plan.chunks, task, fit), workers=fit.actors * fit.threads)
+    with running_ray(job.compute):
+        fit = sizes(job.compute, cluster_nodes())
+        task = filling.task(batch_size=fit.batch_size, threads=fit.threads)
+        filling.take(embed(filling.prepared.plan.chunks, task, fit), workers=fit.actors * fit.threads)
 
 
 def _record(job: EmbedJob, prepared: Prepared, status: str, report: dict[str, Any] | None) -> None:
@@ -88,7 +88,7 @@ def _record(job: EmbedJob, prepared: Prepared, status: str, report: dict[str, An
 
 def main() -> None:
     """The command."""
-    config.main(EmbedJob, run, plan=plan)
+    command.main(EmbedJob, run, plan=plan)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Run it again at any time, also beside a running embed job: with nothing to do it
 
 from typing import Any
 
-from pipeline import config
+from pipeline import command
 from pipeline.config import Model
 from pipeline.index import IndexReport, IndexSettings, build
 from pipeline.index import plan as plan_indices
@@ -34,7 +34,7 @@ def run(job: IndexJob) -> IndexReport:
 
 def main() -> None:
     """The command."""
-    config.main(IndexJob, run, plan=plan)
+    command.main(IndexJob, run, plan=plan)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pydantic
 
-from pipeline import config, sheet
+from pipeline import command, sheet
 from pipeline.config import ConfigError, Model, Ref
 from pipeline.search import SIMILARITY, Query, Searcher, row
 from pipeline.table.at import TableAt
@@ -122,7 +122,7 @@ def _grid(hits: list[dict[str, Any]]) -> "Table":
 
 def main() -> None:
     """The command."""
-    config.main(SearchJob, run, show=show)
+    command.main(SearchJob, run, show=show)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,11 @@
-"""The one way in: a pydantic model <- a YAML file <- `key.sub=value` overrides, later wins.
-
-Exit status of a job: 0 done, 1 failed, 2 the configuration is wrong and nothing ran.
-"""
+"""Configuration, the one way: a pydantic model <- a YAML file <- `key.sub=value` overrides, later wins."""
 
 import difflib
 import importlib
 import inspect
-import json
-import logging
-import signal
 import sys
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +33,7 @@ class Model(pydantic.BaseModel):
 
 
 T = TypeVar("T", bound=Model)
+"""A job's model."""
 
 
 class Ref(Model):
@@ -159,7 +153,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(model: type[Model], problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        section = _section(model, problem["loc"][:-1])
+        section = section_of(model, problem["loc"][:-1])
         names = list(section.model_fields) if section else []
         return f"{where}: unknown key{nearest(str(problem['loc'][-1]), names)}; the keys here are {', '.join(names)}"
     if problem["type"] == "missing":
@@ -167,7 +161,7 @@ def _explain(model: type[Model], problem: Any) -> str:
     return f"{where}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _section(model: type[Model], location: tuple[Any, ...]) -> type[Model] | None:
+def section_of(model: type[Model], location: tuple[Any, ...]) -> type[Model] | None:
     for part in location:
         found = model.model_fields.get(str(part))
         if found is None:
@@ -180,88 +174,6 @@ def _section(model: type[Model], location: tuple[Any, ...]) -> type[Model] | Non
     return model
 
 
-USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [--check | --plan]
-
-{doc}
-
---check   validate the job, import every target, print the resolved job as JSON, stop
---plan    also list the source and print what would be done, stop
---keys    print every key with its default and meaning, stop
-"""
-
-
-def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | None = None, show: Callable[[Any], None] | None = None) -> None:
-    """Run a job module as a command: read its arguments, run it, print one JSON line, exit 0, 1 or 2.
-
-    `show` prints the report for a person instead, where stdout is a terminal.
-    """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Ray starts its processes by fork and exec at once, which is safe; lance cannot know and warns.
-    warnings.filterwarnings("ignore", message="lance is not fork-safe")
-    signal.signal(signal.SIGTERM, _interrupt)
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        doc = inspect.getdoc(sys.modules[run.__module__]) or ""
-        print(USAGE.format(command=f"tessera {Path(sys.argv[0]).stem}", doc=doc))
-        raise SystemExit(0)
-    if "--keys" in arguments:
-        print("\n".join(keys(model)))
-        raise SystemExit(0)
-    raise SystemExit(_run(model, run, plan, arguments, show=show if sys.stdout.isatty() else None))
-
-
-def _interrupt(signum: int, frame: types.FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _run(
-    model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str], *, show: Callable[[Any], None] | None
-) -> int:
-    try:
-        job, action = _parse(model, run, plan, arguments)
-        report = action(job)
-    except ConfigError as error:
-        print(f"configuration error: {error}", file=sys.stderr)
-        return 2
-    except JobFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        if error.report is not None:
-            print(to_json(error.report), flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was committed stays, run the same command again to go on", file=sys.stderr)
-        return 1
-    if show is not None and action is run:
-        show(report)
-    else:
-        print(to_json(report), flush=True)
-    return 0
-
-
-def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str]) -> tuple[T, Callable[[T], Any]]:
-    flags = [a for a in arguments if a.startswith("--")]
-    unknown = [f for f in flags if f not in ("--check", "--plan")]
-    if unknown:
-        raise ConfigError(
-            f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value"
-        )
-    plain = [a for a in arguments if not a.startswith("--")]
-    path = plain.pop(0) if plain and "=" not in plain[0] else None
-    stray = [a for a in plain if "=" not in a]
-    if stray:
-        raise ConfigError(f"{stray[0]!r} is neither a job file nor key=value")
-    job = load(model, path, plain)
-    for reference in references(job):
-        reference.load()
-    if "--check" in flags:
-        return job, lambda checked: checked
-    if "--plan" in flags:
-        if plan is None:
-            raise ConfigError("this job has no --plan; use --check")
-        return job, plan
-    return job, run
-
-
 def references(model: Model) -> list[Ref]:
     """Every Ref in a job, at any depth."""
     found = [model] if isinstance(model, Ref) else []
@@ -271,30 +183,3 @@ def references(model: Model) -> list[Ref]:
             if isinstance(entry, Model):
                 found += references(entry)
     return found
-
-
-def keys(model: type[Model], prefix: str = "") -> list[str]:
-    """Every key of a job file as `key = default   # meaning`."""
-    lines = []
-    for name, entry in model.model_fields.items():
-        section = _section(model, (name,))
-        if section is not None and section is not Ref:
-            lines += keys(section, f"{prefix}{name}.")
-            continue
-        default = "required" if entry.is_required() else json.dumps(to_plain(entry.get_default(call_default_factory=True)))
-        lines.append(f"{prefix}{name} = {default}   # {' '.join((entry.description or '').split())}")
-    return lines
-
-
-def to_plain(value: Any) -> Any:
-    """A report, a job or a plain value, as JSON types."""
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: to_plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    return value
-
-
-def to_json(value: Any) -> str:
-    """One line of JSON."""
-    return json.dumps(to_plain(value), default=str)

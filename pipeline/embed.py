@@ -4,8 +4,11 @@ One operator, an actor pool: the actors read, decode, encode and stage a chunk e
 receipt crosses a process border. A worker that dies is restarted by Ray and its chunk is tried again (see `journal`).
 """
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,18 +25,31 @@ from pipeline.work import ChunkWorker, Task
 log = logging.getLogger(__name__)
 
 
-def start_ray(compute: Compute) -> None:
-    """Connect to the cluster, or start a Ray of our own, unless the caller has."""
+@contextlib.contextmanager
+def running_ray(compute: Compute) -> Iterator[None]:
+    """Connect to the cluster, or start a Ray of our own, and leave it afterwards; a Ray that the caller started is used and left alone."""
     if ray.is_initialized():
+        yield
         return
+    _start(compute)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(compute: Compute) -> None:
     address = compute.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     # Ray's C++ core warns of every Ray Data actor pool as an error (ray-project/ray#53727); real errors come as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise ConfigError(f"compute.address={address!r}: no Ray cluster answers there ({error})") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # ray.init puts its own in place, which ends the process without a last commit
 
 
 def cluster_nodes() -> list[dict[str, float]]:

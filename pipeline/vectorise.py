@@ -94,7 +94,7 @@ class Vectoriser:
         """Each item's encoded image: its own bytes, or fetched from where it lies; None where the encoder gets no image."""
         if "image" not in self.inputs:
             return [None] * items.num_rows
-        own = items["image"].to_pylist()
+        own: list[bytes | BadItem | None] = items["image"].to_pylist()
         uris = [None if data is not None else uri for data, uri in zip(own, items["image_uri"].to_pylist(), strict=True)]
         if not any(uris):
             return own

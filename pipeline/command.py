@@ -1,0 +1,142 @@
+"""A job as a command: arguments in, one JSON line out, exit status 0 (done), 1 (failed) or 2 (wrong configuration, nothing ran)."""
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from pipeline.config import ConfigError, JobFailed, Model, Ref, T, load, nearest, references, section_of
+
+USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [--check | --plan]
+
+{doc}
+
+--check   validate the job, import every target, print the resolved job as JSON, stop
+--plan    also list the source and print what would be done, stop
+--keys    print every key with its default and meaning, stop
+"""
+
+
+def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | None = None, show: Callable[[Any], None] | None = None) -> None:
+    """Run a job module as a command: read its arguments, run it, print one JSON line, exit 0, 1 or 2.
+
+    `show` prints the report for a person instead, where stdout is a terminal.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Ray starts its processes by fork and exec at once, which is safe; lance cannot know and warns.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    signal.signal(signal.SIGTERM, _interrupt)
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        doc = inspect.getdoc(sys.modules[run.__module__]) or ""
+        print(USAGE.format(command=f"tessera {Path(sys.argv[0]).stem}", doc=doc))
+        raise SystemExit(0)
+    if "--keys" in arguments:
+        print("\n".join(keys(model)))
+        raise SystemExit(0)
+    raise SystemExit(_run(model, run, plan, arguments, show=show if sys.stdout.isatty() else None))
+
+
+@contextlib.contextmanager
+def _stdout_for_the_report() -> Iterator[None]:
+    """While a job runs, what libraries and Ray's workers print to stdout goes to stderr: stdout is for the report alone."""
+    sys.stdout.flush()
+    real, printed = os.dup(1), sys.stdout
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = printed
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(
+    model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str], *, show: Callable[[Any], None] | None
+) -> int:
+    try:
+        with _stdout_for_the_report():
+            job, action = _parse(model, run, plan, arguments)
+            report = action(job)
+    except ConfigError as error:
+        print(f"configuration error: {error}", file=sys.stderr)
+        return 2
+    except JobFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        if error.report is not None:
+            print(to_json(error.report), flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was committed stays, run the same command again to go on", file=sys.stderr)
+        return 1
+    if show is not None and action is run:
+        show(report)
+    else:
+        print(to_json(report), flush=True)
+    return 0
+
+
+def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str]) -> tuple[T, Callable[[T], Any]]:
+    flags = [a for a in arguments if a.startswith("--")]
+    unknown = [f for f in flags if f not in ("--check", "--plan")]
+    if unknown:
+        raise ConfigError(
+            f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value"
+        )
+    plain = [a for a in arguments if not a.startswith("--")]
+    path = plain.pop(0) if plain and "=" not in plain[0] else None
+    stray = [a for a in plain if "=" not in a]
+    if stray:
+        raise ConfigError(f"{stray[0]!r} is neither a job file nor key=value")
+    job = load(model, path, plain)
+    for reference in references(job):
+        reference.load()
+    if "--check" in flags:
+        return job, lambda checked: checked
+    if "--plan" in flags:
+        if plan is None:
+            raise ConfigError("this job has no --plan; use --check")
+        return job, plan
+    return job, run
+
+
+def keys(model: type[Model], prefix: str = "") -> list[str]:
+    """Every key of a job file as `key = default   # meaning`."""
+    lines = []
+    for name, entry in model.model_fields.items():
+        section = section_of(model, (name,))
+        if section is not None and section is not Ref:
+            lines += keys(section, f"{prefix}{name}.")
+            continue
+        default = "required" if entry.is_required() else json.dumps(to_plain(entry.get_default(call_default_factory=True)))
+        lines.append(f"{prefix}{name} = {default}   # {' '.join((entry.description or '').split())}")
+    return lines
+
+
+def to_plain(value: Any) -> Any:
+    """A report, a job or a plain value, as JSON types."""
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: to_plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(to_plain(value), default=str)

@@ -14,8 +14,9 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.readers import rows
-from pipeline.readers.rows import MAX_SLICE_BYTES, MAX_SLICE_ROWS, Block, Columns
+from pipeline.readers import slices
+from pipeline.readers.rows import Block, Columns
+from pipeline.readers.slices import MAX_SLICE_BYTES, MAX_SLICE_ROWS, UNREADABLE, Part
 
 MAX_LINE_BYTES = 64 * 2**20
 BATCH_ROWS = 4096
@@ -62,7 +63,7 @@ Starts = dict[tuple[str, str], Sequence[Start]]
 def opened(unit: str, storage_options: dict[str, Any] | None) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked."""
     with storage.open_file(unit, storage_options) as file:
-        if unit.endswith(".gz"):
+        if unit.endswith((".gz", ".tgz")):
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield unpacked  # type: ignore[misc]
         else:
@@ -91,17 +92,18 @@ def lines(file: IO[bytes], start: Start) -> Iterator[Line]:
 
 def split(units: pa.Table, records: Records) -> tuple[pa.Table, Starts]:
     """Slices of at most 8,192 records and about 64 MiB, and where they start."""
-    parts: list[tuple[str, str, int, int, int | None]] = []
+    parts: list[tuple[str, str, Part]] = []
     starts: Starts = {}
     for unit in units.select(["unit", "version"]).to_pylist():
         name, version = unit["unit"], unit["version"]
         try:
             found = _cut(records(name, BEGIN))
         except (FileNotFoundError, PermissionError):
-            found = [(BEGIN, 1, 0)]  # one row that `read` rejects
-        parts += [(name, version, start.row, stop, size) for start, stop, size in found]
+            parts.append((name, version, UNREADABLE))
+            continue
+        parts += [(name, version, (start.row, stop, size)) for start, stop, size in found]
         starts[name, version] = [start for start, _, _ in found]
-    return rows.slices(parts), starts
+    return slices.table(parts), starts
 
 
 def _cut(records: Iterator[Record]) -> list[tuple[Start, int, int]]:
@@ -119,19 +121,18 @@ def _cut(records: Iterator[Record]) -> list[tuple[Start, int, int]]:
 
 def read(work: pa.Table, records: Records, parse: Parse, *, columns: Columns, metadata: pa.Schema, starts: Starts) -> Iterator[pa.Table]:
     """The items of slices, by batches. A malformed record is a reject that names its line."""
-    for part in work.select(["unit", "version", "start", "stop"]).to_pylist():
-        unit, at, stop = part["unit"], part["start"], part["stop"]
-        known = starts.get((unit, part["version"]), [BEGIN])
-        begin = max(start for start in known if start.row <= at)
-        detail, reason = "the file has fewer rows than when it was listed", "bad_row"
-        try:
-            for block in _blocks(records(unit, begin), begin.row, unit, range(at, stop), parse):
-                yield rows.items(block, columns, metadata)
-                at += len(block)
-        except (FileNotFoundError, PermissionError) as error:
-            detail, reason = f"{unit}: {error}", "missing"
-        if at < stop:
-            yield rows.rejected(unit, part["version"], range(at, stop), metadata, reason=reason, detail=detail)
+    versions = dict(zip(work["unit"].to_pylist(), work["version"].to_pylist(), strict=True))
+
+    def blocks(unit: str, start: int, stop: int) -> Iterator[Block]:
+        begin = nearest_start(starts, unit, versions[unit], start)
+        return _blocks(records(unit, begin), begin.row, unit, range(start, stop), parse)
+
+    return slices.read(work, blocks, columns, metadata)
+
+
+def nearest_start(starts: Starts, unit: str, version: str, row: int) -> Start:
+    """The last known start at or before a row: the file's beginning if nothing is known of this version."""
+    return max(start for start in starts.get((unit, version), [BEGIN]) if start.row <= row)
 
 
 def _blocks(records: Iterator[Record], row: int, unit: str, wanted: range, parse: Parse) -> Iterator[Block]:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.readers import rows
-from pipeline.readers.rows import MAX_SLICE_BYTES, MAX_SLICE_ROWS, Block
+from pipeline.readers import rows, slices
+from pipeline.readers.rows import Block
+from pipeline.readers.slices import MAX_SLICE_BYTES, MAX_SLICE_ROWS, UNREADABLE, Part
 
 OPENED_AT_ONCE = 16
 BATCH_BYTES = 32 * 2**20
-Part = tuple[int, int, int]
 
 
 class Parquet:
@@ -78,33 +78,19 @@ class Parquet:
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             parts = pool.map(self._parts, units["unit"].to_pylist())
             pairs = zip(units.select(["unit", "version"]).to_pylist(), parts, strict=True)
-            return rows.slices((unit["unit"], unit["version"], *part) for unit, cuts in pairs for part in cuts)
+            return slices.table((unit["unit"], unit["version"], part) for unit, cuts in pairs for part in cuts)
 
     def _parts(self, unit: str) -> Sequence[Part]:
         try:
             with storage.open_file(unit, self.storage_options) as file:
                 groups = _groups(pq.ParquetFile(file).metadata)
         except (pa.ArrowInvalid, FileNotFoundError, PermissionError):
-            return [(0, 1, 0)]  # one row that `read` rejects
-        return cut(groups)
+            return [UNREADABLE]
+        return slices.cut(groups)
 
     def read(self, work: pa.Table) -> Iterator[pa.Table]:
         """Items by batches. A file, or the rest of it, that cannot be read is rejected row by row."""
-        for part in work.select(["unit", "version", "start", "stop"]).to_pylist():
-            unit, at, stop = part["unit"], part["start"], part["stop"]
-            detail, reason = "the file has fewer rows than when it was listed", "bad_row"
-            try:
-                for block in self._blocks(unit, at, stop):
-                    yield rows.items(block, self.columns, self.metadata)
-                    at += len(block)
-            except (pa.ArrowInvalid, FileNotFoundError, PermissionError) as error:
-                detail, reason = f"{unit}: {error}", "bad_row" if isinstance(error, pa.ArrowInvalid) else "missing"
-            except OSError as error:
-                if error.errno is not None:  # the disk's or the network's; Arrow's own, for damaged pages, have no number
-                    raise
-                detail = f"{unit}: {error}"
-            if at < stop:
-                yield rows.rejected(unit, part["version"], range(at, stop), self.metadata, reason=reason, detail=detail)
+        return slices.read(work, self._blocks, self.columns, self.metadata)
 
     def _blocks(self, unit: str, start: int, stop: int) -> Iterator[Block]:
         with storage.open_file(unit, self.storage_options) as file:
@@ -142,21 +128,3 @@ def _row_groups(groups: list[tuple[int, int]], start: int, stop: int) -> list[in
             found.append(index)
         at += count
     return found
-
-
-def cut(groups: list[tuple[int, int]]) -> list[Part]:
-    """(start, stop, bytes) of slices over groups of (rows, bytes): small groups together, large ones in equal parts."""
-    parts: list[Part] = []
-    start = at = size = 0
-    for count, group_bytes in groups:
-        if at > start and (at + count - start > MAX_SLICE_ROWS or size + group_bytes > MAX_SLICE_BYTES):
-            parts.append((start, at, size))
-            start, size = at, 0
-        pieces = min(max(count, 1), max(-(-count // MAX_SLICE_ROWS), -(-group_bytes // MAX_SLICE_BYTES), 1))
-        for piece in range(1, pieces):
-            parts.append((start, at + count * piece // pieces, group_bytes // pieces))
-            start, size = at + count * piece // pieces, 0
-        at, size = at + count, size + group_bytes // pieces
-    if at > start or not parts:
-        parts.append((start, at, size))
-    return parts

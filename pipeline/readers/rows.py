@@ -15,10 +15,7 @@ from pipeline import storage
 from pipeline.config import ConfigError, nearest
 from pipeline.readers.identity import content_versions, position_ids
 from pipeline.readers.kinds import convert, declared, plain
-from schemas.items import LISTING, SLICE, item_schema
-
-MAX_SLICE_ROWS = 8192
-MAX_SLICE_BYTES = 64 * 2**20
+from schemas.items import LISTING, item_schema
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,6 @@ def listing(found: pa.Table, ids: pa.Array | None = None) -> pa.Table:
     return pa.table([*found.columns, column], schema=LISTING)
 
 
-def slices(parts: Iterable[tuple[str, str, int, int, int | None]]) -> pa.Table:
-    """A SLICE table of (unit, version, start, stop, bytes)."""
-    rows = [dict(zip(SLICE.names, part, strict=True)) for part in parts]
-    return pa.Table.from_pylist(rows, schema=SLICE)
-
-
 @dataclass
 class Block:
     """Consecutive rows of a container as they were read, before they are items."""
@@ -115,16 +106,6 @@ def items(block: Block, wanted: Columns, metadata: pa.Schema) -> pa.Table:
     uris = pc.binary_join_element_wise(pa.scalar(block.unit), numbers, "#")
     table = pa.table([ids, versions, uris, text, image, image_uri, *carried.values()], schema=item_schema(metadata))
     return draft.with_rejects(table)
-
-
-def rejected(unit: str, version: str, rows: range, metadata: pa.Schema, *, reason: str, detail: str) -> pa.Table:
-    """Reject rows for `rows` of a container that could not be read."""
-    count = len(rows)
-    uris = [f"{unit}#{row}" for row in rows]
-    given = {"id": position_ids(unit, rows.start, rows.stop), "version": [version] * count, "uri": uris}
-    schema = item_schema(metadata)
-    table = pa.table([given.get(entry.name, pa.nulls(count, entry.type)) for entry in schema], schema=schema)
-    return table.append_column("reject_reason", pa.array([reason] * count)).append_column("reject_detail", pa.array([detail] * count))
 
 
 def resolve(uris: pa.Array, folder: str) -> pa.Array:

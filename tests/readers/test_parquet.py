@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.readers.parquet import Parquet, cut
+from pipeline.readers.parquet import Parquet
+from pipeline.readers.slices import cut
 from pipeline.testing import check_reader
 from tests.readers.reading import read_all, rejects
 

@@ -6,7 +6,7 @@ The same on every machine, in every release: a change here re-embeds everybody's
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,12 @@ def _salt(text: str) -> bytes:
 def position_ids(unit: str, start: int, stop: int) -> pa.Array:
     """Ids of rows that have none of their own: of the container's URI and the row's number. They move when rows move."""
     return digests(pa.array(np.arange(start, stop)).cast(pa.string()), _salt(unit))
+
+
+def salted(keys: Sequence[str | None], unit: str) -> list[str]:
+    """Ids of rows that have a key unique in their container."""
+    ids: list[str] = digests(pa.array(keys, pa.string()), _salt(unit)).to_pylist()
+    return ids
 
 
 def content_versions(columns: Mapping[str, pa.Array]) -> pa.Array:

@@ -7,7 +7,7 @@ from the beginning. Prefer Parquet for what is large.
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
@@ -19,6 +19,7 @@ from pipeline.readers.rows import Block, Columns
 from pipeline.readers.slices import MAX_SLICE_BYTES, MAX_SLICE_ROWS, UNREADABLE, Part
 
 MAX_LINE_BYTES = 64 * 2**20
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 * 2**20
 
@@ -86,7 +87,7 @@ def lines(file: IO[bytes], start: Start) -> Iterator[Line]:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             yield Line(number, at, b"" if fault else raw, fault)
             number += 1
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGE as error:
         yield Line(number, at, b"", f"line {number}: the rest of the file cannot be read: {error}")
 
 
@@ -97,7 +98,7 @@ def split(units: pa.Table, records: Records) -> tuple[pa.Table, Starts]:
     for unit in units.select(["unit", "version"]).to_pylist():
         name, version = unit["unit"], unit["version"]
         try:
-            found = _cut(records(name, BEGIN))
+            found = cut((record.next_line, record.end) for record in records(name, BEGIN))
         except (FileNotFoundError, PermissionError):
             parts.append((name, version, UNREADABLE))
             continue
@@ -106,14 +107,15 @@ def split(units: pa.Table, records: Records) -> tuple[pa.Table, Starts]:
     return slices.table(parts), starts
 
 
-def _cut(records: Iterator[Record]) -> list[tuple[Start, int, int]]:
+def cut(ends: Iterable[tuple[int, int]]) -> list[tuple[Start, int, int]]:
+    """Start, stop and bytes of slices, over the line and offset after each row."""
     parts = []
     start, row, end = BEGIN, 0, 0
-    for record in records:
-        row, end = row + 1, record.end
+    for next_line, end in ends:
+        row += 1
         if row - start.row == MAX_SLICE_ROWS or end - start.offset >= MAX_SLICE_BYTES:
             parts.append((start, row, end - start.offset))
-            start = Start(row, record.next_line, end)
+            start = Start(row, next_line, end)
     if row > start.row or not parts:
         parts.append((start, row, end - start.offset))
     return parts

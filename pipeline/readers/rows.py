@@ -79,6 +79,8 @@ class Block:
     """Every column that the source has of those wanted, equally long."""
     faults: list[str | None] = field(default_factory=list)
     """What was wrong with a row before its values were looked at; empty if nothing was."""
+    labels: Sequence[str | None] | None = None
+    """What a row is called within its container, if not by its number."""
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values()))) if self.values else len(self.faults)
@@ -103,7 +105,8 @@ def items(block: Block, wanted: Columns, metadata: pa.Schema) -> pa.Table:
         ids = pc.coalesce(ids, position_ids(block.unit, block.start, block.start + len(block)))
     draft.reject_empty(text, image, image_uri)
     numbers = pa.array(np.arange(block.start, block.start + len(block))).cast(pa.string())
-    uris = pc.binary_join_element_wise(pa.scalar(block.unit), numbers, "#")
+    labels = numbers if block.labels is None else pc.coalesce(pa.array(block.labels, pa.string()), numbers)
+    uris = pc.binary_join_element_wise(pa.scalar(block.unit), labels, "#")
     table = pa.table([ids, versions, uris, text, image, image_uri, *carried.values()], schema=item_schema(metadata))
     return draft.with_rejects(table)
 

@@ -58,7 +58,8 @@ def read(work: pa.Table, blocks: Blocks, wanted: Columns, metadata: pa.Schema) -
         except (FileNotFoundError, PermissionError) as error:
             reason, detail = "missing", f"{unit}: {error}"
         except (pa.ArrowInvalid, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # Arrow raises OSError for damaged data too, but without a number
+            # Arrow raises a plain OSError without a number for damaged data; a store's time-out or lost connection is no damage.
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
                 raise
             detail = f"{unit}: {error}"
         if at < stop:

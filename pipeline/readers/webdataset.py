@@ -1,0 +1,225 @@
+"""WebDataset: tar files in which consecutive members with one key (cat.jpg, cat.txt, cat.json) are one sample.
+
+open_clip's conventions: `{00000..00099}` in a URI is expanded, `::` joins several sources, the image is the first of
+several endings. Planning reads the headers of every new shard; where a store cannot skip, that is the whole shard.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.config import ConfigError
+from pipeline.readers import lines, rows, slices
+from pipeline.readers.identity import salted
+from pipeline.readers.kinds import declared
+from pipeline.readers.lines import BEGIN, Start, Starts
+from pipeline.readers.rows import Block, Columns
+from pipeline.readers.slices import UNREADABLE, Part
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+BATCH_ROWS = 1024
+BATCH_BYTES = 32 * 2**20
+MANY = 8
+
+
+class Sample(NamedTuple):
+    """Members of one key: by ending, their bytes, or None where they were only counted; and the offset after them."""
+
+    key: str
+    members: dict[str, bytes | None]
+    end: int
+    fault: str | None
+
+
+class Member(NamedTuple):
+    """One file of a tar; its key is empty where the tar broke off between files."""
+
+    key: str
+    ending: str
+    data: bytes | None
+    end: int
+    fault: str | None
+
+
+class WebDataset:
+    """Items in the samples of tar files; an item's id is its shard and key."""
+
+    def __init__(
+        self,
+        uri: str | Sequence[str],
+        *,
+        image: str | None = "jpg;png;jpeg;webp",
+        text: str | None = "txt",
+        json_field: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        name: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        """Say which members hold what, by their ending.
+
+        `image`: endings, joined by `;`, the first that a sample has. `text`: an ending; with `json_field`, that key of
+        the sample's .json instead. `metadata`: keys (name: type) of the .json to carry along.
+        """
+        self.uri = uri
+        self.images = image.split(";") if image else []
+        self.text = text
+        self.json_field = json_field
+        given = declared(metadata)
+        self.metadata = pa.schema([pa.field(key, kind or pa.string()) for key, kind in given.items()])
+        has_text = "text" if text or json_field else None
+        if not (has_text or image):
+            raise ConfigError("there is nothing to embed: name the endings of the image or the text")
+        self.columns = Columns("id", has_text, "image" if image else None, None, None, given)
+        self.source = name or storage.source_name(uri)
+        self.storage_options = storage_options
+        self._starts: Starts = {}
+
+    def list(self) -> pa.Table:
+        """The shards. Raises ConfigError naming the first that a brace expression promises and is not there."""
+        places = [self.uri] if isinstance(self.uri, str) else self.uri
+        wanted = [uri for place in places for part in place.split("::") for uri in expand(part)]
+        if pipe := next((uri for uri in wanted if uri.startswith("pipe:")), None):
+            raise ConfigError(f"{pipe!r}: commands are not run; give the URI itself, e.g. s3://bucket/{{000..099}}.tar")
+        folders: dict[str, set[str]] = {}
+        for uri in map(storage.canonical, wanted):
+            folders.setdefault(storage.parent(uri), set()).add(uri)
+        tables = [self._find(folder, uris) for folder, uris in folders.items()]
+        return rows.listing(pa.concat_tables(tables).sort_by("unit"))
+
+    def _find(self, folder: str, uris: set[str]) -> pa.Table:
+        if len(uris) <= MANY:
+            return storage.find(sorted(uris), suffixes=SUFFIXES, storage_options=self.storage_options)
+        # One listing of the folder, where the shards one by one would be thousands of requests.
+        found = storage.find(folder, suffixes=SUFFIXES, storage_options=self.storage_options)
+        missing = sorted(uris - set(found["unit"].to_pylist()))
+        if missing:
+            raise ConfigError(f"{len(missing)} of {len(uris)} shards do not exist, the first is {missing[0]}; correct the numbers in the braces")
+        return found.filter(pc.is_in(found["unit"], pa.array(sorted(uris))))
+
+    def split(self, units: pa.Table) -> pa.Table:
+        """Slices of at most 8,192 samples and about 64 MiB."""
+        parts: list[tuple[str, str, Part]] = []
+        for unit, version in zip(units["unit"].to_pylist(), units["version"].to_pylist(), strict=True):
+            try:
+                found = lines.cut((0, sample.end) for sample in self._samples(unit, BEGIN, read=False))
+            except (FileNotFoundError, PermissionError):
+                parts.append((unit, version, UNREADABLE))
+                continue
+            parts += [(unit, version, (start.row, stop, size)) for start, stop, size in found]
+            self._starts[unit, version] = [start for start, _, _ in found]
+        return slices.table(parts)
+
+    def read(self, work: pa.Table) -> Iterator[pa.Table]:
+        """Items by batches. Of a truncated shard, all that can be read, and one reject for the rest."""
+        versions = dict(zip(work["unit"].to_pylist(), work["version"].to_pylist(), strict=True))
+
+        def blocks(unit: str, start: int, stop: int) -> Iterator[Block]:
+            return self._blocks(unit, lines.nearest_start(self._starts, unit, versions[unit], start), range(start, stop))
+
+        return slices.read(work, blocks, self.columns, self.metadata)
+
+    def _blocks(self, unit: str, begin: Start, wanted: range) -> Iterator[Block]:
+        held: list[Sample] = []
+        size, at = 0, begin.row
+        for sample in self._samples(unit, begin, read=True):
+            if at >= wanted.stop:
+                break
+            if at >= wanted.start:
+                held.append(sample)
+                size += sum(len(data or b"") for data in sample.members.values())
+            at += 1
+            if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
+                yield self._block(unit, at - len(held), held)
+                held, size = [], 0
+        if held:
+            yield self._block(unit, at - len(held), held)
+
+    def _block(self, unit: str, start: int, samples: Sequence[Sample]) -> Block:
+        parsed = [self._parse(sample) for sample in samples]
+        values = {name: [value.get(name) for value, _ in parsed] for name in ["text", *self.metadata.names]}
+        keys = [sample.key or None for sample in samples]
+        values["id"] = [None if key is None else one for key, one in zip(keys, salted(keys, unit), strict=True)]
+        values["image"] = pa.array([value.get("image") for value, _ in parsed], pa.binary())
+        return Block(unit, start, values, [fault for _, fault in parsed], keys)
+
+    def _parse(self, sample: Sample) -> tuple[dict[str, Any], str | None]:
+        if sample.fault:
+            return {}, sample.fault
+        members = sample.members
+        value: dict[str, Any] = {"image": next((members[ending] for ending in self.images if ending in members), None)}
+        try:
+            fields = json.loads(members["json"] or b"") if members.get("json") is not None and (self.json_field or self.metadata.names) else {}
+            if not isinstance(fields, dict):
+                raise ValueError("its .json is no object")
+            value |= {name: fields.get(name) for name in self.metadata.names}
+            text = members.get(self.text) if self.text else None
+            value["text"] = fields.get(self.json_field) if self.json_field else text.decode("utf-8-sig") if text is not None else None
+        except (ValueError, RecursionError) as error:
+            return {}, f"sample {sample.key!r}: {error}"
+        return value, None
+
+    def _samples(self, unit: str, start: Start, *, read: bool) -> Iterator[Sample]:
+        """Samples from a start on, with the bytes of the members that are wanted if they are to be read."""
+        endings = {*self.images, *([self.text] if self.text else []), "json"} if read else set()
+        with lines.opened(unit, self.storage_options) as file:
+            file.seek(start.offset)
+            yield from _grouped(_members(file, endings))
+
+
+def _grouped(members: Iterator[Member]) -> Iterator[Sample]:
+    """Members to samples. A sample that is not known to be whole when the shard breaks off is the reject for the rest."""
+    key = ""
+    found: dict[str, bytes | None] = {}
+    end = 0
+    for member in members:
+        if found and member.key not in (key, ""):
+            yield Sample(key, found, end, None)
+            found = {}
+        key, end = member.key or (key if found else ""), member.end
+        if member.fault:
+            yield Sample(key, {}, end, member.fault)
+            return
+        found.setdefault(member.ending, member.data)
+    if found:
+        yield Sample(key, found, end, None)
+
+
+def _members(file: IO[bytes], endings: set[str]) -> Iterator[Member]:
+    """The files in a tar, with the bytes of those wanted. A fault is the last."""
+    key, end = "", file.tell()
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (header := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header of a shard
+                end = header.offset_data + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                folder, slash, name = header.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if header.isfile() and stem and ending:
+                    key = folder + slash + stem
+                    body = tar.extractfile(header) if ending.lower() in endings else None
+                    data = body.read() if body else None
+                    yield Member(key, ending.lower(), data, end, None)
+                    key = ""
+            file.seek(end)
+            # tarfile takes a damaged header for the end of the archive.
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"damaged header at byte {end}")
+    except (tarfile.TarError, *lines.DAMAGE) as error:
+        yield Member(key, "", None, end, f"the rest of the shard cannot be read: {error}")
+
+
+def expand(uri: str) -> list[str]:
+    """Every URI that a brace expression stands for: `{000..002}` counts with its zeros, `{a,b}` lists."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", uri)
+    if not found:
+        return [uri]
+    first, last, listed = found.groups()
+    width = len(first) if first is not None else 0
+    options = listed.split(",") if listed is not None else [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
+    return [whole for option in options for whole in expand(uri[: found.start()] + option + uri[found.end() :])]

@@ -65,12 +65,12 @@ class Folder:
     prompts: dict[str, str] = field(default_factory=dict)
 
     def document_prompt(self) -> str:
-        """What is put before a document: the folder's document, passage or corpus prompt, else nothing.
+        """What is put before a document: the first of the folder's document, passage and corpus prompts that says something.
 
         That is what sentence-transformers documents for `encode_document`. Release 6.2 itself never gets beyond the
         empty document prompt that it adds to every model, and so leaves a passage prompt out.
         """
-        return next((self.prompts[name] for name in ("document", "passage", "corpus") if name in self.prompts), "")
+        return next((prompt for name in ("document", "passage", "corpus") if (prompt := self.prompts.get(name))), "")
 
     def query_prompt(self) -> str:
         """What is put before a query: the folder's query prompt, else nothing, as `encode_query` does."""

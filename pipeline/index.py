@@ -39,11 +39,13 @@ class IndexSettings(Model):
     """Which indices a table has."""
 
     kind: Literal["auto"] | Kind = "auto"
-    """Of the vectors. auto: by the number of rows. exact: none, every query reads every vector."""
+    """Of the vectors. auto: exact or ivf_rq, by the number of rows. exact: none, every query reads every vector.
+
+    ivf_hnsw_sq answers a long-lived reader somewhat faster, and costs far longer to build, ten times the bytes, and a
+    slow first query, which reads the whole graph.
+    """
     exact_below: int = 50_000
     """auto: fewer rows than this need no index; reading them all takes some 50 ms."""
-    hnsw_below: int = 1_000_000
-    """auto: fewer rows than this get ivf_hnsw_sq, more get ivf_rq, which is built six times faster and holds 0.4 of the bytes."""
     scalar: list[str] = []
     """Columns that filters name. Columns of few different values are indexed as bitmaps, others as B-trees."""
     text: list[str] = []
@@ -125,11 +127,9 @@ def choose_kind(rows: int, dim: int, settings: IndexSettings) -> tuple[Kind, str
 def _kind_by_size(rows: int, dim: int, settings: IndexSettings) -> tuple[Kind, str]:
     if rows < max(settings.exact_below, MIN_TRAINING_ROWS):
         return "exact", f"{rows} rows, fewer than exact_below={settings.exact_below}: reading them all is fast"
-    if rows < settings.hnsw_below:
-        return "ivf_hnsw_sq", f"{rows} rows, fewer than hnsw_below={settings.hnsw_below}: a graph answers fastest"
     if dim % 8:
         return "ivf_hnsw_sq", f"{rows} rows, and vectors of length {dim}, which ivf_rq cannot take"
-    return "ivf_rq", f"{rows} rows, hnsw_below={settings.hnsw_below} or more: a graph would take too long to build"
+    return "ivf_rq", f"{rows} rows, exact_below={settings.exact_below} or more"
 
 
 def plan(at: TableAt, settings: IndexSettings) -> IndexPlan:
@@ -263,7 +263,7 @@ def _check_columns(schema: pa.Schema, settings: IndexSettings) -> None:
 
 
 def _open(at: TableAt) -> Any:
-    return lancedb.connect(at.uri, storage_options=at.storage_options or None).open_table(at.name)
+    return lancedb.connect(at.uri, storage_options=at.options).open_table(at.name)
 
 
 def _report(at: TableAt, plan: IndexPlan, started: float) -> IndexReport:

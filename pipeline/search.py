@@ -74,6 +74,7 @@ class Searcher:
     def __init__(self, at: TableAt, *, encoder: Ref | None = None) -> None:
         self._at = at
         self._ref = encoder
+        self._dataset: lance.LanceDataset | None = None
         self._fingerprint = ""
         self._encoder: Encoder | None = None
 
@@ -82,7 +83,7 @@ class Searcher:
 
         Raises ConfigError for what the query can mend: an unknown column or id, a wrong filter, an unreadable image.
         """
-        dataset = self._at.require()
+        dataset = self._newest()
         fingerprint = fingerprint_of(dataset)
         for query in queries:
             _check(dataset, query)
@@ -90,6 +91,14 @@ class Searcher:
             self._encoder_of(fingerprint)
         vectors = self._vectors(dataset, fingerprint, queries)
         return [_nearest_rows(dataset, query, vector) for query, vector in zip(queries, vectors, strict=True)]
+
+    def _newest(self) -> lance.LanceDataset:
+        if self._dataset is None:
+            self._dataset = self._at.require()
+        else:
+            # Not opened anew: the parts of the index that were read stay in this dataset's cache.
+            self._dataset.checkout_latest()
+        return self._dataset
 
     def _vectors(self, dataset: lance.LanceDataset, fingerprint: str, queries: Sequence[Query]) -> list[np.ndarray]:
         asked = [query for query in queries if query.text is not None or query.image is not None]
@@ -223,7 +232,7 @@ def _columns(dataset: lance.LanceDataset, query: Query) -> list[str]:
 
 def _settings(query: Query, vector: np.ndarray, k: int) -> dict[str, Any]:
     candidates = k * REFINE
-    probes = max(PROBES if query.where is None else FILTERED_PROBES, k // 10)
+    probes = max(PROBES if query.where is None else FILTERED_PROBES, k // 5)
     return {
         "column": "vector",
         "q": vector,

@@ -126,6 +126,15 @@ def test_new_rows_are_found_before_and_after_the_index_takes_them_in(at, kind):
         build(at, IndexSettings(kind=kind))
 
 
+def test_a_searcher_sees_rows_and_indices_that_came_after_its_first_search(at):
+    searcher, new = Searcher(at), clustered(1, seed=3)
+    assert searcher.search([Query(vector=new[0].tolist(), k=1)])[0]["id"].to_pylist() != ["item-1200"]
+    write(at.uri, rows_of(new, start=1200))
+    assert searcher.search([Query(vector=new[0].tolist(), k=1)])[0]["id"].to_pylist() == ["item-1200"]
+    build(at, IndexSettings(kind="ivf_rq"))
+    assert searcher.search([Query(vector=new[0].tolist(), k=1)])[0]["id"].to_pylist() == ["item-1200"]
+
+
 @pytest.mark.parametrize("kind", ["exact", "ivf_rq", "ivf_hnsw_sq", "ivf_pq"])
 def test_k_may_be_larger_than_the_table(at, vectors, kind):
     build(at, IndexSettings(kind=kind))

@@ -44,8 +44,8 @@ def _adopt_files(plan: Plan, receipts: list[Receipt], fingerprint: str, chunk_ro
     taken = np.empty(0, np.uint64)
     adopted = []
     for receipt in receipts:
-        covered = np.concatenate([receipt.ids, hash64(receipt.rejects["id"])])
-        versions = np.concatenate([receipt.versions, hash64(receipt.rejects["_version"])])
+        covered = np.concatenate([receipt.new.ids, receipt.changed.ids, hash64(receipt.rejects["id"])])
+        versions = np.concatenate([receipt.new.versions, receipt.changed.versions, hash64(receipt.rejects["_version"])])
         if (pending.classify(covered, versions) == UNCHANGED).all() and not np.isin(covered, taken).any():
             adopted.append(receipt)
             taken = np.concatenate([taken, covered])

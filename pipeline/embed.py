@@ -41,8 +41,6 @@ def running_ray(compute: Compute) -> Iterator[None]:
 def _start(compute: Compute) -> None:
     address = compute.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    # Ray's C++ core warns of every Ray Data actor pool as an error (ray-project/ray#53727); real errors come as exceptions.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR, **local)

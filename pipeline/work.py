@@ -24,7 +24,7 @@ from pipeline.known import CHANGED, UNCHANGED, Contents, Known, hash64
 from pipeline.media import Limits
 from pipeline.readers import Reader
 from pipeline.table.at import TableAt
-from pipeline.table.stage import Receipt, Staging, stage_rows
+from pipeline.table.stage import Receipt, Staged, Staging, stage_rows
 from pipeline.vectorise import ContractBroken, Vectoriser
 from schemas.rejects import REJECT
 
@@ -73,9 +73,8 @@ class _Part:
 @dataclass
 class _Done:
     rows: pa.Table
-    ids: np.ndarray
-    versions: np.ndarray
-    changed_ids: list[str]
+    changed: np.ndarray
+    """Which rows (N,) bool take the place of an old one."""
     rejects: list[dict[str, Any]]
     seconds: dict[str, float]
 
@@ -138,12 +137,13 @@ class ChunkWorker:
         if tally.listed != _items_of(chunk.work):
             raise ContractBroken(f"the reader gave {tally.listed} items where it listed {_items_of(chunk.work)}")
         rows = pa.concat_tables([self._dataset.schema.empty_table(), *(d.rows for d in done)]).combine_chunks()
+        changed = np.concatenate([np.empty(0, bool), *(d.changed for d in done)])
         seconds = {"read": tally.seconds}
         for d in done:
             for stage, spent in d.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + spent
         started = time.perf_counter()
-        fragments = stage_rows(rows, self.task.at, self._dataset) if rows.num_rows else []
+        new, replacing = self._stage(rows.filter(pa.array(~changed))), self._stage(rows.filter(pa.array(changed)))
         seconds["stage"] = time.perf_counter() - started
         rejects = [*tally.rejects, *(reject for d in done for reject in d.rejects)]
         return Receipt(
@@ -152,13 +152,10 @@ class ChunkWorker:
             listed=tally.listed,
             unchanged=tally.unchanged,
             rejected_before=tally.rejected_before,
-            rows=rows.num_rows,
+            new=new,
+            changed=replacing,
             rejects=pa.Table.from_pylist(rejects, schema=REJECT),
-            fragments=fragments,
-            changed_ids=[i for d in done for i in d.changed_ids],
-            ids=_concat(d.ids for d in done),
-            versions=_concat(d.versions for d in done),
-            seen=_concat(tally.seen),
+            seen=np.concatenate([np.empty(0, np.uint64), *tally.seen]),
             unit=chunk.unit,
             seconds=seconds,
         )
@@ -212,7 +209,7 @@ class ChunkWorker:
         has_image = "image" in self._vectorise.inputs and items["image"].null_count + items["image_uri"].null_count < 2 * items.num_rows
         if has_image:
             return self.task.batch_size
-        share = math.ceil(items.num_rows / self.task.threads)
+        share: int = math.ceil(items.num_rows / self.task.threads)
         return max(self.task.batch_size, min(TEXT_WINDOW, share))
 
     def _embed_part(self, part: _Part, chunk: _Chunk) -> _Done:
@@ -228,8 +225,12 @@ class ChunkWorker:
         mask = pa.array(kept)
         kept_items = items.filter(mask)
         rows = self._rows(kept_items, outcome.vectors[kept], pa.array(outcome.thumbnails, pa.binary()).filter(mask), chunk)
-        changed_ids = items.filter(pa.array(kept & part.changed))["id"].to_pylist()
-        return _Done(rows, hash64(kept_items["id"]), hash64(kept_items["version"]), changed_ids, rejects, outcome.seconds)
+        return _Done(rows, part.changed[kept], rejects, outcome.seconds)
+
+    def _stage(self, rows: pa.Table) -> Staged:
+        if rows.num_rows == 0:
+            return Staged()
+        return Staged(stage_rows(rows, self.task.at, self._dataset), hash64(rows["id"]), hash64(rows["_version"]))
 
     def _rows(self, items: pa.Table, vectors: np.ndarray, thumbnails: pa.Array, chunk: _Chunk) -> pa.Table:
         """Rows of the vector table."""
@@ -286,10 +287,6 @@ def _repeats(ids: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _concat(arrays: Any) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.uint64), *arrays])
-
-
 def _as(column: Any, kind: pa.DataType) -> pa.Array:
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return column if column.type == kind else column.cast(kind)
@@ -299,4 +296,4 @@ def _items_of(work: pa.Table) -> int:
     if "start" in work.column_names:
         start, stop = work["start"][0].as_py(), work["stop"][0].as_py()
         return int(stop - start)
-    return len(work)
+    return int(work.num_rows)

@@ -1,38 +1,23 @@
-"""Commits: staged fragments and the deletion of the rows they replace, in one compare-and-swap.
+"""Bringing staged receipts into the table exactly once, whoever else writes, and keeping account of what became of them.
 
-`LanceOperation.Merge` at a read version is the one operation of pylance 14 that refuses to be rebased onto anything that
-was committed in between (Append rebases onto any version, so two writers duplicate rows). A refused commit rereads the
-table, drops what another job has written meanwhile, and tries again. `self_test` proves this of the engine at start-up.
+A refused commit rereads what other writers added, drops the rows that are there now, and tries again. Items that are new
+come in by compare-and-swap, items that changed by replacement (`swap` says why these are two commits).
 """
 
-import dataclasses
-import logging
-import random
-import time
-import uuid
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import lance
 import numpy as np
 import pyarrow as pa
-from lance.commit import CommitConflictError
-from lance.fragment import write_fragments
 
 from pipeline.known import Contents, Known, hash64
-from pipeline.table.at import TableAt, create_dataset
-from pipeline.table.contents import id_predicate, rows_with
-from pipeline.table.stage import Receipt, Staging, metadata_of, read_staged, stage_rows
+from pipeline.table import swap
+from pipeline.table.at import TableAt
+from pipeline.table.contents import rows_with
+from pipeline.table.rejects import forget_rejects, record_rejects
+from pipeline.table.stage import Receipt, Staged, Staging, metadata_of, read_staged, stage_rows
 from schemas.rejects import REJECT
-
-log = logging.getLogger(__name__)
-
-MAX_TRIES = 200
-
-
-class EngineRefused(RuntimeError):
-    """The installed Lance engine or the store does not do what exactly-once needs."""
 
 
 @dataclass
@@ -49,8 +34,17 @@ class Committed:
 
 
 @dataclass
+class _Fitted:
+    """Staged rows of one chunk as they can be committed now."""
+
+    staged: Staged
+    overtaken: int
+    duplicates: pa.Table
+
+
+@dataclass
 class Committer:
-    """Brings staged receipts into the table, and keeps account of what it holds."""
+    """One run's commits to one table."""
 
     at: TableAt
     staging: Staging
@@ -79,28 +73,72 @@ class Committer:
         return len(self.foreign) == 0
 
     def commit(self, receipts: list[Receipt]) -> None:
-        """Make the receipts' rows part of the table, once, whoever else writes; then forget the receipts."""
-        self._commit_rows([r for r in receipts if r.error is None])
+        """Make the receipts' rows part of the table, then forget the receipts. Those with an error are passed over."""
+        receipts = [receipt for receipt in receipts if receipt.error is None]
+        # Rejects first: if the run dies in between, they are known, and the rows are computed or adopted again.
+        record_rejects(self.at, [receipt.rejects for receipt in receipts])
         for receipt in receipts:
-            if receipt.error is None:
-                self.staging.delete_receipt(receipt.chunk)
+            self._account_read(receipt)
+        inserted = swap.until_accepted(lambda: self._insert([receipt.new for receipt in receipts]), self.at.path())
+        self._account(receipts, inserted, replaced=False)
+        replaced = swap.until_accepted(lambda: self._replace([receipt.changed for receipt in receipts]), self.at.path())
+        self._account(receipts, replaced, replaced=True)
+        for receipt in receipts:
+            self.staging.delete_receipt(receipt.chunk)
 
-    def _commit_rows(self, receipts: list[Receipt]) -> None:
-        for attempt in range(MAX_TRIES):
+    def delete(self, ids: list[str]) -> int:
+        """Remove rows by id in one commit; returns how many there were."""
+
+        def attempt() -> int:
+            committed, removed = swap.delete(self.at.require(), ids, self.at.options)
+            self._committed(committed)
+            return removed
+
+        return swap.until_accepted(attempt, self.at.path())
+
+    def _insert(self, parts: list[Staged]) -> list[_Fitted]:
+        dataset = self.at.require()
+        fitted = self._fit(parts, dataset)
+        fragments = [metadata_of(fragment) for f in fitted for fragment in f.staged.fragments]
+        if fragments:
+            self._committed(swap.insert(dataset, fragments, self.at.options))
+        return fitted
+
+    def _replace(self, parts: list[Staged]) -> list[_Fitted]:
+        dataset = self.at.require()
+        fitted = self._fit(parts, dataset)
+        fragments = [fragment for f in fitted for fragment in f.staged.fragments]
+        if not fragments:
+            return fitted
+        rows = read_staged(fragments, self.at.path(), self.at.options)
+        ids = rows["id"].to_pylist()
+        there = {item for found in rows_with(dataset, ids).values() for item in found}
+        gone = np.array([item not in there for item in ids])
+        if gone.any():  # their old rows were deleted meanwhile: they are new now, and only an insert may bring them in
+            self._committed(swap.insert(dataset, _fragments_of(rows.filter(pa.array(gone)), self.at, dataset), self.at.options))
             dataset = self.at.require()
-            self._absorb(dataset)
-            fitted = self._fit(receipts, dataset)
-            replace_rejects(self.at, [f.receipt.rejects for f in fitted] + [f.duplicates for f in fitted])
-            changed = [item for f in fitted for item in f.receipt.changed_ids]
-            fragments = [fragment for f in fitted for fragment in f.receipt.fragments]
-            try:
-                replaced = self._swap(dataset, fragments, changed)
-            except CommitConflictError:
-                time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))
-                continue
-            self._account(fitted, replaced)
-            return
-        raise EngineRefused(f"{self.at.path()}: {MAX_TRIES} commits in a row were overtaken by other writers; run again when they have ended")
+            fragments, ids = [], [item for item in ids if item in there]
+            rest = rows.filter(pa.array(~gone))
+            fragments = stage_rows(rest, self.at, dataset) if rest.num_rows else []
+        if fragments:
+            committed, _ = swap.replace(dataset, [metadata_of(fragment) for fragment in fragments], ids, self.at.options)
+            self._committed(committed)
+        return fitted
+
+    def _committed(self, dataset: lance.LanceDataset) -> None:
+        self._fragments |= _fragment_ids(dataset)
+        self.counts.commits += 1
+
+    def _fit(self, parts: list[Staged], dataset: lance.LanceDataset) -> list[_Fitted]:
+        """Each part without the rows that must not be written any more."""
+        self._absorb(dataset)
+        fitted = []
+        earlier = Known()
+        for staged in parts:
+            duplicate, overtaken = self._unwanted(staged, earlier)
+            fitted.append(self._without(staged, duplicate, overtaken, dataset))
+            earlier.add(staged.ids, staged.versions)
+        return fitted
 
     def _absorb(self, dataset: lance.LanceDataset) -> None:
         """Read the ids of fragments that other writers added (or compacted) since we last looked."""
@@ -111,21 +149,9 @@ class Committer:
                 self.foreign.add(hash64(rows["id"]), hash64(rows["_version"]))
             self._fragments |= {f.fragment_id for f in added}
 
-    def _fit(self, receipts: list[Receipt], dataset: lance.LanceDataset) -> list["_Fitted"]:
-        """Each receipt without the rows that must not be written any more."""
-        fitted = []
-        earlier = Known()
-        for receipt in receipts:
-            duplicate, overtaken = self._unwanted(receipt, earlier)
-            seen_again = int((self.own.find(receipt.seen)[0] | earlier.find(receipt.seen)[0]).sum())
-            fitted.append(_without(receipt, duplicate, overtaken, self.at, dataset, seen_again=seen_again))
-            earlier.add(receipt.ids, receipt.versions)
-            earlier.add(receipt.seen, np.zeros(len(receipt.seen), np.uint64))
-        return fitted
-
-    def _unwanted(self, receipt: Receipt, earlier: Known) -> tuple[np.ndarray, np.ndarray]:
+    def _unwanted(self, staged: Staged, earlier: Known) -> tuple[np.ndarray, np.ndarray]:
         """Which staged rows (N,) bool repeat an id of this run or of another source, and which another job wrote first."""
-        ids, versions = receipt.ids, receipt.versions
+        ids, versions = staged.ids, staged.versions
         duplicate = self.own.find(ids)[0] | earlier.find(ids)[0]
         in_others, other_versions = self.contents.others.find(ids)
         duplicate |= in_others & (other_versions != versions)
@@ -136,179 +162,66 @@ class Committer:
         overtaken = (foreign_found & ~moved) | (planned_found & (planned == versions)) | (in_others & (other_versions == versions))
         return duplicate, overtaken & ~duplicate
 
-    def _swap(self, dataset: lance.LanceDataset, fragments: list[str], changed: list[str]) -> int:
-        """One atomic commit; returns how many rows it removed. Raises CommitConflictError if overtaken."""
-        if not fragments and not changed:
-            return 0
-        committed, removed = swap(dataset, [metadata_of(f) for f in fragments], changed, self.at)
-        self._fragments |= _fragment_ids(committed)
-        self.counts.commits += 1
-        return removed
+    def _without(self, staged: Staged, duplicate: np.ndarray, overtaken: np.ndarray, dataset: lance.LanceDataset) -> _Fitted:
+        """The part without some of its rows; those that stay are staged again under the same chunk."""
+        if not duplicate.any() and not overtaken.any():
+            return _Fitted(staged, 0, REJECT.empty_table())
+        rows = read_staged(staged.fragments, self.at.path(), self.at.options)
+        keep = ~duplicate & ~overtaken
+        kept = rows.filter(pa.array(keep))
+        fragments = stage_rows(kept, self.at, dataset) if kept.num_rows else []
+        return _Fitted(
+            Staged(fragments, staged.ids[keep], staged.versions[keep]), int(overtaken.sum()), _duplicates(rows.filter(pa.array(duplicate)))
+        )
 
-    def _account(self, fitted: list["_Fitted"], replaced: int) -> None:
-        for f in fitted:
-            receipt = f.receipt
-            self.own.add(receipt.ids, receipt.versions)
-            self.own.add(receipt.seen, np.zeros(len(receipt.seen), np.uint64))
-            self.chunks[receipt.chunk] += receipt.rows
-            self.counts.written += receipt.rows
-            self.counts.unchanged += receipt.unchanged + f.overtaken - f.seen_again
+    def _account_read(self, receipt: Receipt) -> None:
+        """Count what the worker found that needs no commit."""
+        # Unchanged items whose id this run has met before are duplicates that an earlier run recorded.
+        again = int(self.own.find(receipt.seen)[0].sum())
+        self.own.add(receipt.seen, np.zeros(len(receipt.seen), np.uint64))
+        rejected = receipt.rejected_before + receipt.rejects.num_rows + again
+        self.counts.unchanged += receipt.unchanged - again
+        self.counts.rejected += rejected
+        self.reasons.update(receipt.rejects["reason"].to_pylist())
+        if receipt.unit is not None:
+            unit = self.units.setdefault(receipt.unit, [0, 0])
+            unit[0] += receipt.listed
+            unit[1] += rejected
+
+    def _account(self, receipts: list[Receipt], fitted: list[_Fitted], *, replaced: bool) -> None:
+        """Count what was committed, and record the duplicates that came to light."""
+        record_rejects(self.at, [f.duplicates for f in fitted])
+        for receipt, f in zip(receipts, fitted, strict=True):
+            rows = len(f.staged.ids)
+            self.own.add(f.staged.ids, f.staged.versions)
+            self.chunks[receipt.chunk] += rows
+            self.counts.replaced += rows if replaced else 0
+            self.counts.written += 0 if replaced else rows
+            self.counts.unchanged += f.overtaken
             self.counts.overtaken += f.overtaken
-            rejected = receipt.rejected_before + receipt.rejects.num_rows + f.duplicates.num_rows + f.seen_again
-            self.counts.rejected += rejected
-            self.reasons.update(receipt.rejects["reason"].to_pylist() + f.duplicates["reason"].to_pylist())
+            self.counts.rejected += f.duplicates.num_rows
+            self.reasons.update(f.duplicates["reason"].to_pylist())
             if receipt.unit is not None:
-                unit = self.units.setdefault(receipt.unit, [0, 0])
-                unit[0] += receipt.listed
-                unit[1] += rejected
-            self._forget_rejects(receipt)
-        self.counts.written -= replaced
-        self.counts.replaced += replaced
+                self.units[receipt.unit][1] += f.duplicates.num_rows
+            self._forget_cured(f.staged)
 
-    def _forget_rejects(self, receipt: Receipt) -> None:
-        """An item that was rejected in an earlier version and is embedded now is a reject no more."""
-        cured = self.contents.rejected.find(receipt.ids)[0]
+    def _forget_cured(self, staged: Staged) -> None:
+        """An item that was rejected before and is embedded now is a reject no more."""
+        cured = self.contents.rejected.find(staged.ids)[0]
         if cured.any():
-            ids = read_staged(receipt.fragments, self.at)["id"].filter(pa.array(cured)).to_pylist()
-            remove_rejects(self.at, ids)
-
-    def delete(self, ids: list[str]) -> int:
-        """Remove rows by id in one commit; returns how many there were."""
-        for attempt in range(MAX_TRIES):
-            dataset = self.at.require()
-            try:
-                return self._swap(dataset, [], ids)
-            except CommitConflictError:
-                time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))
-        raise EngineRefused(f"{self.at.path()}: deleting {len(ids)} rows was overtaken {MAX_TRIES} times")
+            rows = read_staged(staged.fragments, self.at.path(), self.at.options)
+            forget_rejects(self.at, rows["id"].filter(pa.array(cured)).to_pylist())
 
 
-@dataclass
-class _Fitted:
-    """A receipt as it can be committed now."""
-
-    receipt: Receipt
-    overtaken: int
-    duplicates: pa.Table
-    seen_again: int
-    """Unchanged items whose id this run has met before: duplicates that an earlier run recorded."""
+def _fragments_of(rows: pa.Table, at: TableAt, dataset: lance.LanceDataset) -> list[lance.FragmentMetadata]:
+    return [metadata_of(fragment) for fragment in stage_rows(rows, at, dataset)]
 
 
-def _without(receipt: Receipt, duplicate: np.ndarray, overtaken: np.ndarray, at: TableAt, dataset: lance.LanceDataset, *, seen_again: int) -> _Fitted:
-    """The receipt without some of its rows; those that stay are staged again under the same chunk."""
-    if not duplicate.any() and not overtaken.any():
-        return _Fitted(receipt, 0, REJECT.empty_table(), seen_again)
-    rows = read_staged(receipt.fragments, at)
-    keep = ~duplicate & ~overtaken
-    kept = rows.filter(pa.array(keep))
-    kept_ids = set(kept["id"].to_pylist())
-    reduced = dataclasses.replace(
-        receipt,
-        rows=kept.num_rows,
-        fragments=stage_rows(kept, at, dataset) if kept.num_rows else [],
-        changed_ids=[i for i in receipt.changed_ids if i in kept_ids],
-        ids=receipt.ids[keep],
-        versions=receipt.versions[keep],
-    )
-    return _Fitted(reduced, int(overtaken.sum()), _duplicate_rejects(rows.filter(pa.array(duplicate))), seen_again)
-
-
-def _duplicate_rejects(rows: pa.Table) -> pa.Table:
+def _duplicates(rows: pa.Table) -> pa.Table:
     fixed = {"stage": "commit", "reason": "duplicate_id", "detail": "another item of this table has the same id and came first"}
     columns = [pa.array([fixed[name]] * rows.num_rows, pa.string()) if name in fixed else rows[name] for name in REJECT.names]
     return pa.table(columns, schema=REJECT)
 
 
-def swap(dataset: lance.LanceDataset, new: list[lance.FragmentMetadata], delete_ids: list[str], at: TableAt) -> tuple[lance.LanceDataset, int]:
-    """Add fragments and delete rows by id in one compare-and-swap on `dataset`'s version.
-
-    Returns the committed dataset and the number of rows deleted. Raises CommitConflictError if anything was committed since.
-    """
-    doomed = rows_with(dataset, delete_ids) if delete_ids else {}
-    kept = []
-    for fragment in dataset.get_fragments():
-        if fragment.fragment_id not in doomed:
-            kept.append(fragment.metadata)
-        elif (left := fragment.delete(id_predicate(doomed[fragment.fragment_id]))) is not None:  # None: no row is left
-            kept.append(left)
-    operation = lance.LanceOperation.Merge([*kept, *new], dataset.lance_schema)
-    committed = lance.LanceDataset.commit(dataset.uri, operation, read_version=dataset.version, storage_options=at.options)
-    return committed, sum(len(ids) for ids in doomed.values())
-
-
 def _fragment_ids(dataset: lance.LanceDataset) -> set[int]:
     return {fragment.fragment_id for fragment in dataset.get_fragments()}
-
-
-def replace_rejects(at: TableAt, tables: Iterable[pa.Table]) -> None:
-    """Record reject rows, one an id: an older reject of the same id goes, an equal one is not written again."""
-    rows = pa.concat_tables([REJECT.empty_table(), *tables]).combine_chunks()
-    if rows.num_rows == 0:
-        return
-    create_dataset(at.path(".rejects"), REJECT, at.storage_options)
-    for attempt in range(MAX_TRIES):
-        dataset = at.open(".rejects")
-        assert dataset is not None
-        known = {(r["id"], r["_version"]) for r in _rejects_of(dataset, rows["id"].to_pylist())}
-        fresh = _first_of_each_id(rows, known)
-        if fresh.num_rows == 0:
-            return
-        fragments = write_fragments(fresh, dataset, mode="append", data_storage_version="2.2", storage_options=at.options)
-        try:
-            swap(dataset, fragments, fresh["id"].to_pylist(), at)
-            return
-        except CommitConflictError:
-            time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))
-    raise EngineRefused(f"{at.path('.rejects')}: recording rejects was overtaken {MAX_TRIES} times")
-
-
-def _rejects_of(dataset: lance.LanceDataset, ids: list[str]) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = []
-    for start in range(0, len(ids), 10_000):
-        rows += dataset.to_table(columns=["id", "_version", "reason"], filter=id_predicate(ids[start : start + 10_000])).to_pylist()
-    return rows
-
-
-def _first_of_each_id(rows: pa.Table, known: set[tuple[str, str]]) -> pa.Table:
-    seen: set[str] = set()
-    keep = []
-    for item, version in zip(rows["id"].to_pylist(), rows["_version"].to_pylist(), strict=True):
-        keep.append(item not in seen and (item, version) not in known)
-        seen.add(item)
-    return rows.filter(pa.array(keep, pa.bool_()))
-
-
-def remove_rejects(at: TableAt, ids: list[str]) -> None:
-    """Forget the rejects of items that have been embedded since, or are gone."""
-    for attempt in range(MAX_TRIES):
-        dataset = at.open(".rejects")
-        rows = _rejects_of(dataset, ids) if dataset is not None else []
-        cured = [row["id"] for row in rows if row["reason"] != "duplicate_id"]
-        if dataset is None or not cured:
-            return
-        try:
-            swap(dataset, [], cured, at)
-            return
-        except CommitConflictError:
-            time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))
-
-
-def self_test(at: TableAt) -> None:
-    """Prove on a scratch table in the same store that a stale commit is refused. Raises EngineRefused if one is accepted."""
-    scratch = TableAt(uri=at.uri, name=f"selftest-{uuid.uuid4().hex[:12]}", storage_options=at.storage_options)
-    schema = pa.schema([pa.field("id", pa.string(), nullable=False)])
-    dataset = create_dataset(scratch.path(), schema, at.storage_options)
-    try:
-        rows = pa.table({"id": ["a"]}, schema=schema)
-        fragments = write_fragments(rows, dataset, mode="append", data_storage_version="2.2", storage_options=at.options)
-        swap(dataset, fragments, [], scratch)
-        try:
-            swap(dataset, fragments, [], scratch)
-        except CommitConflictError:
-            return
-        raise EngineRefused(
-            f"pylance {lance.__version__} on {at.uri} accepted a stale commit: rows would be duplicated by concurrent jobs. "
-            "Install the pylance version of constraints.txt, or use a store with conditional writes"
-        )
-    finally:
-        lance.LanceDataset.drop(scratch.path(), storage_options=at.options)

@@ -23,8 +23,8 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
         _add(others, rows.filter(pc.invert(mine)))
     rejects = at.open(".rejects")
     if rejects is not None:
-        rows = rejects.to_table(columns=["id", "_version", "source"])
-        _add(rejected, rows.filter(pc.equal(rows["source"], source)))
+        # A duplicate has the id, and may have the version, of the item that came first: that one must not pass for rejected.
+        _add(rejected, rejects.to_table(columns=["id", "_version"], filter=f"source = {quoted(source)} AND reason != 'duplicate_id'"))
     units = unit_states(dataset, source=source) if dataset is not None else {}
     return Contents(own=own, others=others, rejected=rejected, version=dataset.version if dataset is not None else 0, units=units)
 

@@ -5,17 +5,15 @@ import importlib.metadata
 import json
 import platform
 import socket
-import time
 from typing import Any
 
 import lance
 import pyarrow as pa
-from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 
 from pipeline.config import Ref
 from pipeline.table.at import TableAt, create_dataset, model_of, open_dataset
-from pipeline.table.commit import swap
+from pipeline.table.swap import insert, until_accepted
 from schemas.runs import MODEL, RUN, UNIT
 
 PACKAGES = ("tessera", "ray", "pylance", "lancedb", "pyarrow", "torch", "transformers", "open_clip_torch", "timm", "pillow", "numpy")
@@ -82,14 +80,15 @@ def record_model(at: TableAt, encoder: Any, ref: Ref, *, run: str) -> None:
         "created_at": now(),
         "run": run,
     }
-    while model_of(at, encoder.fingerprint) is None:
+
+    def attempt() -> None:
         dataset = open_dataset(at.models_path, at.storage_options)
-        assert dataset is not None
-        fragments = write_fragments(pa.Table.from_pylist([row], schema=MODEL), dataset, mode="append", storage_options=at.options)
-        try:
-            swap(dataset, fragments, [], at)
-        except CommitConflictError:
-            time.sleep(0.05)
+        if dataset is not None and model_of(at, encoder.fingerprint) is None:
+            insert(
+                dataset, write_fragments(pa.Table.from_pylist([row], schema=MODEL), dataset, mode="append", storage_options=at.options), at.options
+            )
+
+    until_accepted(attempt, at.models_path)
 
 
 def record_notes(at: TableAt, rows: list[dict[str, Any]]) -> None:

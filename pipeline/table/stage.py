@@ -19,6 +19,22 @@ from pipeline.table.at import TableAt
 from schemas.rejects import REJECT
 
 
+def _no_hashes() -> np.ndarray:
+    return np.empty(0, np.uint64)
+
+
+@dataclass
+class Staged:
+    """Rows that were written and not committed."""
+
+    fragments: list[str] = field(default_factory=list)
+    """Metadata of the uncommitted fragments, as JSON. Empty if there are no rows."""
+    ids: np.ndarray = field(default_factory=_no_hashes)
+    """Id hashes (rows,), in the rows' order."""
+    versions: np.ndarray = field(default_factory=_no_hashes)
+    """Version hashes (rows,)."""
+
+
 @dataclass
 class Receipt:
     """What a worker did with one chunk."""
@@ -26,21 +42,16 @@ class Receipt:
     chunk: str
     fingerprint: str = ""
     listed: int = 0
-    """Items of the chunk, all of them: unchanged + rejected_before + rows + rejects + failed."""
+    """Items of the chunk, all of them: unchanged + rejected_before + rows + rejects, or failed."""
     unchanged: int = 0
     rejected_before: int = 0
     """Items that an earlier run rejected in the same version."""
-    rows: int = 0
+    new: Staged = field(default_factory=Staged)
+    """Rows of items that the table did not hold."""
+    changed: Staged = field(default_factory=Staged)
+    """Rows of items that the table held in another version: to take the place of their old rows."""
     rejects: pa.Table = field(default_factory=REJECT.empty_table)
-    fragments: list[str] = field(default_factory=list)
-    """Metadata of the staged fragments, as JSON. Empty if there are no rows."""
-    changed_ids: list[str] = field(default_factory=list)
-    """Ids among the staged rows that the table held in another version: their old rows go in the same commit."""
-    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
-    """Id hashes (rows,) of the staged rows, in their order."""
-    versions: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
-    """Version hashes (rows,) of the staged rows."""
-    seen: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    seen: np.ndarray = field(default_factory=_no_hashes)
     """Id hashes of the chunk's unchanged items."""
     unit: str | None = None
     """The container, if the chunk is a slice of one."""
@@ -51,11 +62,22 @@ class Receipt:
     staged_at: float = 0.0
     """Unix time when it was staged."""
 
+    @property
+    def rows(self) -> int:
+        """Rows staged."""
+        return len(self.new.ids) + len(self.changed.ids)
+
     def to_bytes(self) -> bytes:
         """As an Arrow IPC stream: the rejects, with everything else in the schema's metadata."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("rejects", "ids", "versions", "seen")}
-        hashes = {name.encode(): getattr(self, name).tobytes() for name in ("ids", "versions", "seen")}
-        table = self.rejects.replace_schema_metadata({b"receipt": json.dumps(plain).encode(), **hashes})
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("rejects", "new", "changed", "seen")}
+        metadata = {"receipt": json.dumps(plain), "seen": self.seen.tobytes()}
+        for name, staged in (("new", self.new), ("changed", self.changed)):
+            metadata |= {
+                f"{name}.fragments": json.dumps(staged.fragments),
+                f"{name}.ids": staged.ids.tobytes(),
+                f"{name}.versions": staged.versions.tobytes(),
+            }
+        table = self.rejects.replace_schema_metadata(metadata)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
@@ -65,15 +87,23 @@ class Receipt:
     def from_bytes(cls, data: bytes) -> "Receipt":
         """The receipt that `to_bytes` wrote."""
         table = pa.ipc.open_stream(data).read_all()
-        metadata = table.schema.metadata
-        receipt = cls(**json.loads(metadata[b"receipt"]))
+        metadata = {key.decode(): value for key, value in table.schema.metadata.items()}
+        staged = {
+            name: Staged(json.loads(metadata[f"{name}.fragments"]), _hashes(metadata[f"{name}.ids"]), _hashes(metadata[f"{name}.versions"]))
+            for name in ("new", "changed")
+        }
+        receipt = cls(**json.loads(metadata["receipt"]), new=staged["new"], changed=staged["changed"])
         receipt.rejects = table.replace_schema_metadata(REJECT.metadata)
-        receipt.ids, receipt.versions, receipt.seen = (np.frombuffer(metadata[name], np.uint64) for name in (b"ids", b"versions", b"seen"))
+        receipt.seen = _hashes(metadata["seen"])
         return receipt
 
     def files(self) -> list[str]:
         """Paths of the staged data files, relative to the table's data folder."""
-        return [entry["path"] for fragment in self.fragments for entry in json.loads(fragment)["files"]]
+        return [entry["path"] for fragment in [*self.new.fragments, *self.changed.fragments] for entry in json.loads(fragment)["files"]]
+
+
+def _hashes(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint64)
 
 
 class Unproved(RuntimeError):
@@ -86,19 +116,19 @@ def stage_rows(rows: pa.Table, at: TableAt, dataset: lance.LanceDataset) -> list
     Returns the fragments' metadata as JSON. Raises Unproved if the store gave back something else.
     """
     fragments = write_fragments(rows, dataset, mode="append", data_storage_version="2.2", storage_options=at.options)
-    read = read_staged([json.dumps(f.to_json()) for f in fragments], at)
+    read = read_staged([json.dumps(f.to_json()) for f in fragments], at.path(), at.options)
     if not read.equals(rows.cast(read.schema).combine_chunks()):
         raise Unproved(f"the {rows.num_rows} rows read back from {at.path()} differ from those written; check the store")
     return [json.dumps(f.to_json()) for f in fragments]
 
 
-def read_staged(fragments: list[str], at: TableAt) -> pa.Table:
-    """The rows of staged fragments, all columns."""
+def read_staged(fragments: list[str], dataset_uri: str, options: dict[str, str] | None) -> pa.Table:
+    """The rows of staged fragments of a dataset, all columns."""
     parts = []
     for fragment in fragments:
         for entry in json.loads(fragment)["files"]:
-            path = f"{at.path()}/data/{entry['path']}"
-            parts.append(LanceFileReader(path, storage_options=at.options).read_all().to_table())
+            path = f"{dataset_uri}/data/{entry['path']}"
+            parts.append(LanceFileReader(path, storage_options=options).read_all().to_table())
     return pa.concat_tables(parts).combine_chunks()
 
 

@@ -1,0 +1,59 @@
+"""The table of rejects: one row an item that was not embedded, kept beside the vectors."""
+
+import lance
+import pyarrow as pa
+from lance.fragment import write_fragments
+
+from pipeline.table.at import TableAt, create_dataset
+from pipeline.table.contents import id_predicate
+from pipeline.table.swap import delete, insert, until_accepted
+from schemas.rejects import REJECT
+
+
+def record_rejects(at: TableAt, tables: list[pa.Table]) -> None:
+    """Record reject rows, one an id: an older reject of the same id goes, an equal one is not written again."""
+    rows = pa.concat_tables([REJECT.empty_table(), *tables]).combine_chunks()
+    if rows.num_rows == 0:
+        return
+    create_dataset(at.path(".rejects"), REJECT, at.storage_options)
+    until_accepted(lambda: _record(at, rows), at.path(".rejects"))
+
+
+def _record(at: TableAt, rows: pa.Table) -> None:
+    dataset = at.open(".rejects")
+    assert dataset is not None
+    known = {(r["id"], r["_version"]): r for r in _rejects_of(dataset, rows["id"].to_pylist())}
+    fresh = _first_of_each_id(rows, set(known))
+    if fresh.num_rows == 0:
+        return
+    dataset, _ = delete(dataset, fresh["id"].to_pylist(), at.options)
+    fragments = write_fragments(fresh, dataset, mode="append", data_storage_version="2.2", storage_options=at.options)
+    insert(dataset, fragments, at.options)
+
+
+def forget_rejects(at: TableAt, ids: list[str]) -> None:
+    """Forget the rejects of items that have been embedded since. Duplicates stay: the item that came first is another one."""
+    if ids:
+        until_accepted(lambda: _forget(at, ids), at.path(".rejects"))
+
+
+def _forget(at: TableAt, ids: list[str]) -> None:
+    dataset = at.open(".rejects")
+    if dataset is not None:
+        delete(dataset, [r["id"] for r in _rejects_of(dataset, ids) if r["reason"] != "duplicate_id"], at.options)
+
+
+def _rejects_of(dataset: lance.LanceDataset, ids: list[str]) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for start in range(0, len(ids), 10_000):
+        rows += dataset.to_table(columns=["id", "_version", "reason"], filter=id_predicate(ids[start : start + 10_000])).to_pylist()
+    return rows
+
+
+def _first_of_each_id(rows: pa.Table, known: set[tuple[str, str]]) -> pa.Table:
+    seen: set[str] = set()
+    keep = []
+    for item, version in zip(rows["id"].to_pylist(), rows["_version"].to_pylist(), strict=True):
+        keep.append(item not in seen and (item, version) not in known)
+        seen.add(item)
+    return rows.filter(pa.array(keep, pa.bool_()))

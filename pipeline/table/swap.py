@@ -1,0 +1,111 @@
+"""The three commits that are safe whoever else writes, in the operations of pylance 14. All raise CommitConflictError.
+
+* `insert` is a compare-and-swap: `LanceOperation.Merge` at a read version is the one operation that is refused if anything was
+  committed in between (Append is rebased onto any version, so two writers duplicate rows).
+* `replace` puts new fragments in the place of old rows, in one commit. Lance refuses it if a fragment that held an old row was touched, and
+  each of its rows has such a fragment: so it must bring in no id that it does not remove.
+* `delete` removes rows; refused if their fragments were touched.
+
+A Merge must keep every fragment, so it cannot do what `replace` does: a fragment whose rows are all replaced goes.
+`self_test` proves the first two of the engine and the store at hand.
+"""
+
+import random
+import time
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata, write_fragments
+
+from pipeline.table.at import TableAt, create_dataset
+from pipeline.table.contents import id_predicate, rows_with
+
+MAX_TRIES = 200
+
+Options = dict[str, str] | None
+T = TypeVar("T")
+
+
+class EngineRefused(RuntimeError):
+    """The installed Lance engine or the store does not do what exactly-once needs."""
+
+
+def insert(dataset: lance.LanceDataset, fragments: list[FragmentMetadata], options: Options) -> lance.LanceDataset:
+    """Add fragments, if `dataset` is still the newest version."""
+    kept = [fragment.metadata for fragment in dataset.get_fragments()]
+    return _commit(dataset, lance.LanceOperation.Merge([*kept, *fragments], dataset.lance_schema), options)
+
+
+def replace(dataset: lance.LanceDataset, fragments: list[FragmentMetadata], ids: list[str], options: Options) -> tuple[lance.LanceDataset, int]:
+    """Add fragments and remove the rows of `ids`, which are the fragments' ids; returns how many rows went."""
+    shrunk, emptied, removed = _without(dataset, ids)
+    operation = lance.LanceOperation.Update(removed_fragment_ids=emptied, updated_fragments=shrunk, new_fragments=fragments, fields_modified=[])
+    return _commit(dataset, operation, options), removed
+
+
+def delete(dataset: lance.LanceDataset, ids: list[str], options: Options) -> tuple[lance.LanceDataset, int]:
+    """Remove the rows of `ids`; returns how many went."""
+    shrunk, emptied, removed = _without(dataset, ids)
+    if removed == 0:
+        return dataset, 0
+    return _commit(dataset, lance.LanceOperation.Delete(shrunk, emptied, "id IN (...)"), options), removed
+
+
+def _without(dataset: lance.LanceDataset, ids: list[str]) -> tuple[list[FragmentMetadata], list[int], int]:
+    """Fragments that lose some rows, ids of those that lose all, and the number of rows lost."""
+    doomed = rows_with(dataset, ids)
+    left = {f.fragment_id: f.delete(id_predicate(doomed[f.fragment_id])) for f in dataset.get_fragments() if f.fragment_id in doomed}
+    shrunk = [metadata for metadata in left.values() if metadata is not None]
+    emptied = [fragment_id for fragment_id, metadata in left.items() if metadata is None]
+    return shrunk, emptied, sum(len(found) for found in doomed.values())
+
+
+def _commit(dataset: lance.LanceDataset, operation: lance.LanceOperation.BaseOperation, options: Options) -> lance.LanceDataset:
+    # max_retries=0: Lance itself must not rebase and try again; what to write has to be decided anew.
+    return lance.LanceDataset.commit(dataset.uri, operation, read_version=dataset.version, storage_options=options, max_retries=0)
+
+
+def until_accepted(attempt: Callable[[], T], what: str) -> T:
+    """Call `attempt`, which rereads and commits, until no other writer gets in between."""
+    for count in range(MAX_TRIES):
+        try:
+            return attempt()
+        except CommitConflictError:
+            time.sleep(random.uniform(0, min(2.0, 0.02 * 2**count)))
+    raise EngineRefused(f"{what}: {MAX_TRIES} commits in a row were overtaken by other writers; run again when they have ended")
+
+
+def self_test(at: TableAt) -> None:
+    """Prove on a scratch table in the same store that stale commits are refused. Raises EngineRefused if one is accepted."""
+    scratch = TableAt(uri=at.uri, name=f"selftest-{uuid.uuid4().hex[:12]}", storage_options=at.storage_options)
+    schema = pa.schema([pa.field("id", pa.string(), nullable=False)])
+    empty = create_dataset(scratch.path(), schema, at.storage_options)
+    try:
+        fragments = write_fragments(pa.table({"id": ["a", "b"]}, schema=schema), empty, mode="append", storage_options=at.options)
+        filled = insert(empty, fragments, at.options)
+        _must_conflict(lambda: insert(empty, fragments, at.options), at)
+        again = write_fragments(pa.table({"id": ["a"]}, schema=schema), filled, mode="append", storage_options=at.options)
+        replaced, _ = replace(filled, again, ["a"], at.options)
+        _must_conflict(lambda: replace(filled, again, ["a"], at.options), at)
+        _must_conflict(lambda: insert(filled, again, at.options), at)
+        if sorted(replaced.to_table()["id"].to_pylist()) != ["a", "b"]:
+            raise EngineRefused(
+                f"pylance {lance.__version__} on {at.uri} lost or repeated a row when it was replaced; install the version of constraints.txt"
+            )
+    finally:
+        lance.LanceDataset.drop(scratch.path(), storage_options=at.options)
+
+
+def _must_conflict(commit: Callable[[], object], at: TableAt) -> None:
+    try:
+        commit()
+    except CommitConflictError:
+        return
+    raise EngineRefused(
+        f"pylance {lance.__version__} on {at.uri} accepted a stale commit: rows would be duplicated by concurrent jobs. "
+        "Install the pylance version of constraints.txt, or use a store with conditional writes"
+    )

@@ -261,7 +261,7 @@ def _draw_card(band: Image.Image, card: Card, place: tuple[int, int, int]) -> No
     below = top + WELL_PX
     draw.rectangle((left, below, left + int(CELL_PX * min(1.0, max(0.0, card.similarity))), below + 3), fill=MARK)
     below += 12
-    draw.text((left + 12, below), _latin(_cut(card.id, 24)), INK, font=_font(14))
+    draw.text((left + 12, below), _latin(_cut(card.id, 18)), INK, font=_font(14))
     draw.text((left + CELL_PX - 12, below), f"{card.similarity:.3f}", MARK, font=_font(14), anchor="ra")
     caption = textwrap.wrap(_latin(card.text if card.picture or card.missing else card.uri), CAPTION_CHARS)
     for number, line in enumerate(caption[:CAPTION_LINES], 1):
@@ -281,4 +281,4 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _latin(text: str) -> str:
     # Pillow's own font has no other letters; a question mark is better than an empty box.
-    return text.encode("latin-1", "replace").decode("latin-1")
+    return text.replace("…", "...").encode("latin-1", "replace").decode("latin-1")

@@ -1,5 +1,6 @@
 """Readers and encoders that tests run jobs with: small, real, and with faults that can be ordered."""
 
+import contextlib
 import json
 import os
 import signal
@@ -118,10 +119,9 @@ class DiesAfterStaging(Hashing):
 
         def stage_and_die(*arguments):
             fragments = stage(*arguments)
-            try:
+            with contextlib.suppress(FileExistsError):
                 (Path(self.memory) / "killed").touch(exist_ok=False)
-            except FileExistsError:
-                return fragments
-            os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return fragments
 
         pipeline.work.stage_rows = stage_and_die

@@ -18,7 +18,9 @@ def test_classify_agrees_with_a_dictionary():
         reference.update(zip(ids.tolist(), versions.tolist(), strict=True))
     ids = np.arange(2500, dtype=np.uint64)
     versions = rng.integers(0, 3, size=len(ids)).astype(np.uint64)
-    expected = [NEW if i not in reference else UNCHANGED if reference[i] == v else CHANGED for i, v in zip(ids.tolist(), versions.tolist(), strict=True)]
+    expected = [
+        NEW if i not in reference else UNCHANGED if reference[i] == v else CHANGED for i, v in zip(ids.tolist(), versions.tolist(), strict=True)
+    ]
     assert known.classify(ids, versions).tolist() == expected
 
 

@@ -58,12 +58,16 @@ def read(work: pa.Table, blocks: Blocks, wanted: Columns, metadata: pa.Schema) -
         except (FileNotFoundError, PermissionError) as error:
             reason, detail = "missing", f"{unit}: {error}"
         except (pa.ArrowInvalid, OSError) as error:
-            # Arrow raises a plain OSError without a number for damaged data; a store's time-out or lost connection is no damage.
-            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            if of_the_store(error):
                 raise
             detail = f"{unit}: {error}"
         if at < stop:
             yield rejected(unit, part["version"], range(at, stop), metadata, reason=reason, detail=detail)
+
+
+def of_the_store(error: Exception) -> bool:
+    """Whether an error is a time-out or a lost connection: for damaged data Arrow raises a plain OSError without a number."""
+    return isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
 
 
 def rejected(unit: str, version: str, rows: range, metadata: pa.Schema, *, reason: str, detail: str) -> pa.Table:

@@ -1,0 +1,32 @@
+# Python 3.11, make and git are enough: `make demo` and `make test` set up what they need in .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: setup demo test check chaos bench clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not chaos and not gpu"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+chaos: setup
+	$(BIN)/python -m pytest -m chaos
+
+bench: setup
+	$(BIN)/python -m benchmarks.rerun
+
+clean:
+	rm -rf .venv demo/assets demo/output

@@ -1,0 +1,144 @@
+"""Text files, cut into passages. Planning reads and cuts every new file once, to know how many passages it has."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.config import ConfigError
+from pipeline.media import BadItem
+from pipeline.readers import rows, slices
+from pipeline.readers.rows import Block, Columns
+from pipeline.readers.slices import MAX_SLICE_ROWS, UNREADABLE, Part
+
+SUFFIXES = (".txt", ".md", ".markdown", ".rst")
+MAX_FILE_BYTES = 64 * 2**20
+METADATA = pa.schema([pa.field("start", pa.int64()), pa.field("stop", pa.int64())])
+FILES_AT_ONCE = 64
+
+
+class TextFiles:
+    """Passages of plain text files: an item's id is its file and its number in it."""
+
+    def __init__(
+        self,
+        uri: str | Sequence[str],
+        *,
+        tokenizer: str | None = None,
+        chunk_tokens: int = 256,
+        overlap_tokens: int = 32,
+        suffixes: Sequence[str] = SUFFIXES,
+        name: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        """Say where the files are and how long a passage is.
+
+        `tokenizer`: name or folder of the encoder's Hugging Face tokenizer, so that no passage is longer than the encoder
+        reads; without it, words are counted. `overlap_tokens`: how many a passage shares with the one before. The columns
+        `start` and `stop` say where in its file a passage is, in characters.
+        """
+        if not 0 <= overlap_tokens < chunk_tokens:
+            raise ConfigError(f"overlap_tokens={overlap_tokens} must be at least 0 and less than chunk_tokens={chunk_tokens}")
+        self.uri = uri
+        self.tokenizer = tokenizer
+        self.chunk_tokens = chunk_tokens
+        self.overlap_tokens = overlap_tokens
+        self.suffixes = tuple(suffixes)
+        self.metadata = METADATA
+        self.source = name or storage.source_name(uri)
+        self.storage_options = storage_options
+
+    def list(self) -> pa.Table:
+        """The files. Another way of cutting is another version of every file."""
+        found = storage.find(self.uri, suffixes=self.suffixes, storage_options=self.storage_options)
+        cut = f"|{self.tokenizer or 'words'}:{self.chunk_tokens}:{self.overlap_tokens}"
+        versions = pa.array([version + cut for version in found["version"].to_pylist()], pa.string())
+        return rows.listing(found.set_column(1, "version", versions))
+
+    def split(self, units: pa.Table) -> pa.Table:
+        """Slices of at most 8,192 passages."""
+        parts: list[tuple[str, str, Part]] = []
+        for batch in units.to_batches(FILES_AT_ONCE):
+            names, versions = batch["unit"].to_pylist(), batch["version"].to_pylist()
+            for unit, version, text in zip(names, versions, self._texts(names), strict=True):
+                if isinstance(text, BadItem):
+                    parts.append((unit, version, UNREADABLE))
+                    continue
+                count = len(self._spans(text))
+                parts += [(unit, version, (at, min(at + MAX_SLICE_ROWS, count), None)) for at in range(0, count, MAX_SLICE_ROWS)]
+        return slices.table(parts)
+
+    def read(self, work: pa.Table) -> Iterator[pa.Table]:
+        """Passages by slices. A file that is no UTF-8 text, empty or too large is one reject."""
+        for part in work.select(["unit", "version", "start", "stop"]).to_pylist():
+            text = self._texts([part["unit"]])[0]
+            if isinstance(text, BadItem):
+                wanted = range(part["start"], part["stop"])
+                yield slices.rejected(part["unit"], part["version"], wanted, METADATA, reason=text.reason, detail=text.detail)
+                continue
+
+            def blocks(unit: str, start: int, stop: int, text: str = text) -> Iterator[Block]:
+                spans = self._spans(text)[start:stop]
+                if len(spans):
+                    passages = pa.array([text[begin:end] for begin, end in spans], pa.string())
+                    yield Block(unit, start, {"text": passages, "start": pa.array(spans[:, 0]), "stop": pa.array(spans[:, 1])})
+
+            columns = Columns(None, "text", None, None, None, {"start": pa.int64(), "stop": pa.int64()})
+            yield from slices.read(work.slice(0, 0).from_pylist([part]), blocks, columns, METADATA)
+
+    def _texts(self, units: Sequence[str]) -> Sequence[str | BadItem]:
+        found = storage.fetch(units, max_bytes=MAX_FILE_BYTES, storage_options=self.storage_options)
+        return [_decoded(data) for data in found]
+
+    def _spans(self, text: str) -> np.ndarray:
+        """(N, 2) int64: where each passage starts and ends, in characters."""
+        tokens = _words(text) if self.tokenizer is None else _tokens(text, self.tokenizer)
+        step = self.chunk_tokens - self.overlap_tokens
+        # The last passage is full of new tokens or the rest; one of overlap alone would repeat.
+        firsts = np.arange(0, max(len(tokens) - self.overlap_tokens, 1), step)
+        lasts = np.minimum(firsts + self.chunk_tokens, len(tokens)) - 1
+        return np.stack([tokens[firsts, 0], tokens[lasts, 1]], axis=1)
+
+
+def _decoded(data: bytes | BadItem | None) -> str | BadItem:
+    if not isinstance(data, bytes):
+        return data or BadItem("missing")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return BadItem("bad_row", f"not UTF-8 text: {error}")
+    return text if text.strip() else BadItem("empty", f"{len(data)} bytes and no word")
+
+
+def _words(text: str) -> np.ndarray:
+    return np.array([match.span() for match in re.finditer(r"\S+", text)], np.int64).reshape(-1, 2)
+
+
+def _tokens(text: str, tokenizer: str) -> np.ndarray:
+    """Spans of the tokens that hold characters; at least one, the whole text, if the tokenizer knows none."""
+    encoded = _load(tokenizer)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    spans = spans[spans[:, 1] > spans[:, 0]]
+    return spans if len(spans) else np.array([[0, len(text)]], np.int64)
+
+
+def _load(name: str) -> Any:
+    """The tokenizer. Raises ConfigError if it cannot be had, or does not say where its tokens are."""
+    if name not in _loaded:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"tokenizer {name!r} cannot be loaded: {error}") from error
+        if not tokenizer.is_fast:
+            raise ConfigError(f"tokenizer {name!r} does not say where its tokens are (it is not a fast one); leave it out to count words")
+        _loaded[name] = tokenizer
+    return _loaded[name]
+
+
+_loaded: dict[str, Any] = {}
+"""One of each per process: loading takes longer than cutting a book."""

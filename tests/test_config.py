@@ -1,0 +1,116 @@
+"""Every wrong input: a clear error, exit status 2, and no Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.embed import EmbedJob
+from jobs.index import IndexJob
+from jobs.search import SearchJob
+from pipeline.config import ConfigError, Ref, load
+
+ROOT = Path(__file__).parent.parent
+EMBED_FILES = [ROOT / "jobs/embed.yaml", ROOT / "demo/photos.yaml", ROOT / "demo/products.yaml"]
+
+
+@pytest.fixture
+def job(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("hello")
+    values = {
+        "source": {"target": "tests.sources:Lines", "args": {"uri": str(tmp_path / "texts")}},
+        "encoder": {"target": "pipeline.encoders.hashing:Hashing", "args": {"dim": 16}},
+        "table": {"uri": str(tmp_path / "db"), "name": "t"},
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+WRONG = {
+    "tabel.name=x": "did you mean 'table'",
+    "compute.batchsize=3": "did you mean 'batch_size'",
+    "compute.batch_size=-1": "greater than 0",
+    "compute.batch_size=many": "valid integer",
+    "table.name=no": "valid string",
+    "encoder.target=pipeline.encoders.hashing:Hashin": "did you mean 'Hashing'",
+    "encoder.target=pipeline.encoders.hashin:Hashing": "did you mean 'hashing'",
+    "encoder.target=nowhere.at.all:X": "run from the folder that has it",
+    "encoder.args.dims=3": "did you mean 'dim'",
+    "limits.max_rejects=2": "less than or equal to 1",
+    "compute": "neither a job file nor key=value",
+    "--plann": "did you mean '--plan'",
+}
+
+
+def run(*arguments):
+    code = "import sys; from jobs.embed import main\ntry: main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NO RAY', file=sys.stderr)"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_wrong_overrides_are_named_with_the_nearest_right_one(job):
+    from pipeline import command
+
+    for override, words in WRONG.items():
+        with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+            command._parse(EmbedJob, lambda j: j, None, [str(job), override])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.yaml"], "does not exist"),
+        (["{job}", "source.target=pipeline.readers.images:Images", "source.args={uri: /no/such/folder}"], "/no/such"),
+        (["{job}", "compute.batchsize=3"], "did you mean 'batch_size'"),
+    ],
+)
+def test_a_wrong_configuration_exits_2_before_ray_starts(job, arguments, words):
+    done = run(*[argument.format(job=job) if argument == "{job}" else argument for argument in arguments])
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "NO RAY" in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_check_prints_the_resolved_job_and_runs_nothing(job, tmp_path):
+    done = run(job, "--check", "compute.threads=3")
+    assert done.returncode == 0
+    assert yaml.safe_load(done.stdout)["compute"]["threads"] == 3
+    assert not (tmp_path / "db").exists()
+
+
+def test_plan_counts_and_writes_nothing(job, tmp_path):
+    done = run(job, "--plan")
+    assert yaml.safe_load(done.stdout)["to_do"] == 1
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("path", EMBED_FILES, ids=lambda path: path.name)
+def test_every_shipped_embed_job_is_valid(path):
+    assert isinstance(load(EmbedJob, path), EmbedJob)
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        (IndexJob, "jobs/index.yaml"),
+        (SearchJob, "jobs/search.yaml"),
+        (SearchJob, "demo/photos-search.yaml"),
+        (SearchJob, "demo/products-search.yaml"),
+    ],
+)
+def test_every_other_shipped_job_is_valid(model, path):
+    assert isinstance(load(model, ROOT / path), model)
+
+
+def test_the_last_override_wins(job):
+    assert load(EmbedJob, job, ["table.name=a", "table.name=b"]).table.name == "b"
+
+
+def test_a_target_that_is_no_class_is_refused():
+    with pytest.raises(ConfigError, match="must be a class or a function"):
+        Ref(target="pipeline.table.swap:MAX_TRIES").load()

@@ -29,7 +29,7 @@ def test_run_builds_and_a_rerun_has_nothing_to_do(tmp_path):
 
 def test_the_command_prints_one_line_of_json(tmp_path):
     write(tmp_path, rows_of(clustered(600)))
-    result = tessera("jobs/index.yaml", f"table.uri={tmp_path}", "index.kind=ivf_rq")
+    result = tessera("jobs/index.yaml", f"table.uri={tmp_path}", "table.name=photos", "index.kind=ivf_rq")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert (report["job"], report["kind"], report["rows"], report["unindexed_rows"]) == ("index", "ivf_rq", 600, 0)
@@ -38,7 +38,7 @@ def test_the_command_prints_one_line_of_json(tmp_path):
 
 def test_a_wrong_column_or_table_exits_2(tmp_path):
     write(tmp_path, rows_of(clustered(30)))
-    column = tessera("jobs/index.yaml", f"table.uri={tmp_path}", "index.scalar=[lable]")
+    column = tessera("jobs/index.yaml", f"table.uri={tmp_path}", "table.name=photos", "index.scalar=[lable]")
     assert (column.returncode, column.stdout) == (2, "")
     assert "did you mean 'label'?" in column.stderr
     table = tessera("jobs/index.yaml", f"table.uri={tmp_path}", "table.name=none")

@@ -47,7 +47,7 @@ def tessera(at, monkeypatch, *arguments):
 
 
 def test_the_job_file_is_valid():
-    assert config.load(SearchJob, Path("jobs/search.yaml")).query.text == "a red fox in the snow"
+    assert config.load(SearchJob, Path("jobs/search.yaml")).query.text == "exactly once after a crash"
 
 
 def test_the_command_prints_one_line_of_json_without_bytes(at):

@@ -95,7 +95,7 @@ class Table:
         wanted = self.columns.names()
         inside = "_unit" in dataset.schema.names and self.columns.image_uri == "uri"
         scanner = self._fragment(dataset, unit).scanner(
-            columns=[*wanted, *(["_unit"] if inside else [])], offset=start, limit=stop - start, batch_size=READ_ROWS, scan_in_order=True
+            columns=[*wanted, *(["_unit"] if inside else [])], offset=start, limit=stop - start, batch_size=READ_ROWS
         )
         at = start
         for batch in scanner.to_batches():

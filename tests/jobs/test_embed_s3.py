@@ -1,0 +1,34 @@
+"""The embed job with its table in an object store: a real S3 server on this machine."""
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from jobs.embed import run
+from tests.jobs.test_embed import job_of, texts  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("cluster")
+KEYS = {"region": "us-east-1", "access_key_id": "test", "secret_access_key": "test"}
+
+
+@pytest.fixture
+def store():
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+    client.create_bucket(Bucket="bucket")
+    yield {"endpoint": endpoint, "allow_http": "true", **KEYS}
+    server.stop()
+
+
+def test_a_table_in_s3_is_filled_once_and_the_rerun_adds_no_version(tmp_path, texts, store):  # noqa: F811
+    job = job_of(tmp_path, texts, table={"uri": "s3://bucket/db", "name": "t", "storage_options": store})
+    first = run(job)
+    assert (first.written, first.rows_in_table) == (30, 30)
+    (texts / "i03.txt").write_text("changed its mind")
+    changed = run(job)
+    assert (changed.replaced, changed.unchanged, changed.rows_in_table) == (1, 29, 30)
+    again = run(job)
+    assert (again.unchanged, again.commits, again.table_version) == (30, 0, changed.table_version)

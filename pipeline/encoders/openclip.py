@@ -24,8 +24,12 @@ from pipeline.encoders.precision import Dtype, autocast, check_dtype, device_of,
 from pipeline.encoders.resize import Resize
 from pipeline.encoders.sentence_model import without_progress_bars
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02, "float16": 0.002}
-"""How far two vectors of one item may lie apart, in any coordinate, because of what else is in the batch."""
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.01, "float16": 0.001}
+"""How far two vectors of one item may lie apart, in any coordinate, because of what else is in the batch.
+
+Measured on a CPU with ViT-B-32 and SigLIP's kind: 1.3e-7, 0, 0; with a Hugging Face text tower as in `sentence.TOLERANCE`.
+Not measured on CUDA.
+"""
 
 
 @dataclass(frozen=True)

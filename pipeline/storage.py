@@ -11,6 +11,7 @@ import asyncio
 import errno
 import glob
 import heapq
+import io
 import os
 import stat
 from collections import Counter
@@ -33,6 +34,7 @@ FOUND = pa.schema([LISTING.field(name) for name in ("unit", "version", "bytes")]
 MARKERS = ("_temporary", "_metadata", "_common_metadata", "_delta_log", "_committed_", "_started_", "_SUCCESS", "__MACOSX")
 SCHEMES = {"s3a": "s3", "gcs": "gs"}
 ITEMS_FAULT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+BUFFER_BYTES = 2**20
 HTTP_S = 30.0
 
 Entry = tuple[str, int | None]
@@ -366,5 +368,5 @@ def open_file(uri: str, storage_options: dict[str, Any] | None = None) -> IO[byt
         return open(_local(uri), "rb")
     store, path = filesystem(uri, storage_options or {})
     store.invalidate_cache()
-    file: IO[bytes] = store.open(path, "rb")
-    return file
+    # fsspec's own files know no readline(limit), and go through Python for each line.
+    return io.BufferedReader(store.open(path, "rb"), BUFFER_BYTES)

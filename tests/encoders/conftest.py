@@ -1,21 +1,11 @@
-"""Real weights and photographs for the encoders' tests; a test that needs them is skipped, by the package's name, where they cannot be had."""
+"""Real photographs for the encoders' tests."""
 
 import csv
 
 import pytest
 
-from demo.assets import Unavailable, fetch
 from pipeline.media import Limits, decode
 from tests.encoders.models import items_of
-
-
-@pytest.fixture(scope="session")
-def assets():
-    """The folder demo/assets, with encoder/ and photos/ in it."""
-    try:
-        return fetch()
-    except Unavailable as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

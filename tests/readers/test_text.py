@@ -1,37 +1,94 @@
 import pytest
 
 from pipeline.config import ConfigError
+from pipeline.readers.identity import position_ids
 from pipeline.readers.text import TextFiles
 from pipeline.testing import check_reader
+from tests.readers.reading import read_all, rejects
 
 
-def read(reader):
-    return [row for table in reader.read(reader.split(reader.list())) for row in table.to_pylist()]
+def reference_passages(text, size, overlap):
+    """Windows of words, the slow way: the next starts `overlap` words before the last ended, until the end is reached."""
+    words = text.split()
+    passages, first = [], 0
+    while True:
+        passages.append(words[first : first + size])
+        if first + size >= len(words):
+            return passages
+        first += size - overlap
 
 
-def test_the_contract_is_kept(tmp_path):
-    (tmp_path / "a.txt").write_text("one two three four five six seven eight nine ten " * 5)
-    (tmp_path / "b.md").write_text("a short one")
-    check_reader(TextFiles(str(tmp_path), chunk_tokens=8, overlap_tokens=2))
-
-
-def test_passages_overlap_and_say_where_they_are(tmp_path):
-    text = " ".join(f"w{i}" for i in range(20))
-    (tmp_path / "a.txt").write_text(text)
-    rows = read(TextFiles(str(tmp_path), chunk_tokens=8, overlap_tokens=2))
-    assert [row["text"].split()[0] for row in rows] == ["w0", "w6", "w12"]
-    assert rows[-1]["text"].split()[-1] == "w19"
+@pytest.mark.parametrize(("size", "overlap"), [(1, 0), (5, 0), (5, 2), (5, 4), (7, 3), (100, 10)])
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 7, 8, 9, 10, 11, 100])
+def test_passages_are_windows_of_words(tmp_path, size, overlap, count):
+    text = "\n ".join(f"wörd{i} 𝄞" for i in range(count))
+    (tmp_path / "a b#.txt").write_text(text)
+    rows = read_all(TextFiles(str(tmp_path), chunk_tokens=size, overlap_tokens=overlap))
+    assert [row["text"].split() for row in rows] == reference_passages(text, size, overlap)
     assert all(text[row["start"] : row["stop"]] == row["text"] for row in rows)
 
 
-def test_a_file_that_is_no_text_or_empty_is_one_reject(tmp_path):
-    (tmp_path / "a.txt").write_text("fine")
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00\x01" * 9)
-    (tmp_path / "empty.txt").write_text("")
-    rows = read(TextFiles(str(tmp_path)))
-    assert sorted(bool(row.get("reject_reason")) for row in rows) == [False, True, True]
+def test_files_of_all_kinds(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three four five")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/b.MD").write_bytes(b"\xef\xbb\xbf# title\n\nwords")
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "d.txt").touch()
+    (tmp_path / "e.txt").write_text(" \n")
+    (tmp_path / "f.pdf").write_text("no")
+    reader = TextFiles(str(tmp_path), chunk_tokens=3, overlap_tokens=1)
+    check_reader(reader)
+    rows = read_all(reader)
+    assert [row["text"] for row in rows if not row["reject_reason"]] == ["one two three", "three four five", "# title\n\nwords"]
+    assert [reason for reason, _ in rejects(rows)] == ["bad_row", "empty", "empty"]
+    assert [row["id"] for row in rows[:2]] == position_ids(f"{tmp_path}/a.txt", 0, 2).to_pylist()
 
 
-def test_an_overlap_as_long_as_the_passage_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="overlap_tokens"):
-        TextFiles(str(tmp_path), chunk_tokens=8, overlap_tokens=8)
+def test_another_way_of_cutting_is_another_version(tmp_path):
+    (tmp_path / "a.txt").write_text("one two")
+    versions = {TextFiles(str(tmp_path), chunk_tokens=size, overlap_tokens=1).list()["version"][0].as_py() for size in (2, 3, 4)}
+    assert len(versions) == 3
+
+
+def test_tokens_of_the_encoder_bound_each_passage(tmp_path, assets):
+    from transformers import AutoTokenizer
+
+    text = " ".join(f"Unbelievable pathology number{i}, naïve—and 漢字!" for i in range(60))
+    (tmp_path / "a.txt").write_text(text)
+    reader = TextFiles(str(tmp_path), tokenizer=str(assets / "encoder/sentence"), chunk_tokens=50, overlap_tokens=10)
+    check_reader(reader)
+    rows = read_all(reader)
+    tokenizer = AutoTokenizer.from_pretrained(assets / "encoder/sentence")
+    lengths = [len(tokenizer(row["text"], add_special_tokens=False)["input_ids"]) for row in rows]
+    assert len(rows) > 10 and max(lengths) <= 52  # a word that is cut apart can need a token more on either side
+    covered = set()
+    for row in rows:
+        covered |= set(range(row["start"], row["stop"]))
+    assert {place for place, letter in enumerate(text) if not letter.isspace()} <= covered
+
+
+def test_many_passages_are_many_slices(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 20_000)
+    reader = TextFiles(str(tmp_path), chunk_tokens=1, overlap_tokens=0)
+    check_reader(reader)
+    assert reader.split(reader.list())["stop"].to_pylist() == [8192, 16_384, 20_000]
+
+
+def test_wrong_settings_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="less than chunk_tokens=10"):
+        TextFiles(str(tmp_path), chunk_tokens=10, overlap_tokens=10)
+    (tmp_path / "a.txt").write_text("one")
+    reader = TextFiles(str(tmp_path), tokenizer=str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        reader.split(reader.list())
+
+
+def test_a_file_that_shrank_or_went_after_the_listing_is_rejected(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three four")
+    reader = TextFiles(str(tmp_path), chunk_tokens=1, overlap_tokens=0)
+    work = reader.split(reader.list())
+    (tmp_path / "a.txt").write_text("one")
+    rows = [row for table in reader.read(work) for row in table.to_pylist()]
+    assert [row.get("reject_reason") for row in rows] == [None, "bad_row", "bad_row", "bad_row"]
+    (tmp_path / "a.txt").unlink()
+    assert [row["reject_reason"] for table in reader.read(work) for row in table.to_pylist()] == ["missing"] * 4

@@ -1,0 +1,119 @@
+"""The readers read from an object store as from a folder: the same items, in slices that start in the middle of a file."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline import storage
+from pipeline.readers import lines
+from pipeline.readers.csv import Csv
+from pipeline.readers.huggingface import HuggingFace
+from pipeline.readers.images import Images
+from pipeline.readers.jsonl import JsonLines
+from pipeline.readers.parquet import Parquet
+from pipeline.readers.text import TextFiles
+from pipeline.readers.webdataset import WebDataset
+from pipeline.testing import check_reader
+from tests.readers.reading import read_all
+
+COUNT = 40
+TEXTS = [f"caption {i}, ü" for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """Puts files into a bucket of a real S3 server; gives fsspec's storage options."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
+    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    for key, body in files().items():
+        client.put_object(Bucket="bucket", Key=key, Body=body)
+    yield client, options
+    server.stop()
+
+
+def files():
+    table = pa.table({"text": TEXTS, "path": [f"img/{i}.jpg" for i in range(COUNT)]})
+    parquet, stream, shard = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    pq.write_table(table, parquet, row_group_size=8)
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table, max_chunksize=8)
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for i, text in enumerate(TEXTS):
+            for name, body in ((f"{i:03}.jpg", b"jpeg"), (f"{i:03}.txt", text.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+    jsonl = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
+    csv = "text,n\n" + "\n".join(f'"{text}",{i}' for i, text in enumerate(TEXTS))
+    found = {
+        "parquet/a b.parquet": parquet.getvalue(),
+        "jsonl/x.jsonl.gz": gzip.compress(jsonl),
+        "plain/x.jsonl": jsonl,
+        "csv/x.csv": csv.encode(),
+        "wds/000.tar": shard.getvalue(),
+        "hf/data-00000-of-00001.arrow": stream.getvalue(),
+        "hf/state.json": json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}).encode(),
+        "text/all.txt": "\n".join(TEXTS).encode(),
+    }
+    images = {f"images/{i:03} #.jpg": b"jpeg" for i in range(COUNT)} | {f"images/{i:03} #.txt": text.encode() for i, text in enumerate(TEXTS)}
+    return found | images
+
+
+READERS = {
+    "parquet": lambda **o: Parquet("s3://bucket/parquet", text="text", image_uri="path", **o),
+    "jsonl": lambda **o: JsonLines("s3://bucket/jsonl", text="text", **o),
+    "plain": lambda **o: JsonLines("s3://bucket/plain/*.jsonl", text="text", **o),
+    "csv": lambda **o: Csv("s3://bucket/csv", text="text", metadata={"n": "int64"}, **o),
+    "webdataset": lambda **o: WebDataset("s3://bucket/wds/{000..000}.tar", **o),
+    "huggingface": lambda **o: HuggingFace("s3://bucket/hf/", text="text", **o),
+    "text": lambda **o: TextFiles("s3://bucket/text", chunk_tokens=3, overlap_tokens=0, **o),
+    "images": lambda **o: Images("s3://bucket/images/", captions="txt", **o),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_items_are_the_same_as_on_a_disk(bucket, name, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_SLICE_ROWS", 15)
+    reader = READERS[name](storage_options=bucket[1])
+    check_reader(reader)
+    rows = read_all(reader)
+    assert [row["text"] for row in rows] == TEXTS
+    assert not any(row["reject_reason"] for row in rows)
+    assert all(row["uri"].startswith("s3://bucket/") for row in rows)
+    if name == "parquet":
+        assert rows[3]["image_uri"] == "s3://bucket/parquet/img/3.jpg"
+    if name == "images":
+        pictures = storage.fetch([row["image_uri"] for row in rows], max_bytes=100, storage_options=reader.storage_options)
+        assert pictures == [b"jpeg"] * COUNT
+
+
+def test_an_object_that_is_gone_after_the_listing_rejects_its_rows(bucket):
+    client, options = bucket
+    client.put_object(Bucket="bucket", Key="gone/x.jsonl", Body=b'{"text": "a"}\n{"text": "b"}')
+    reader = JsonLines("s3://bucket/gone", text="text", storage_options=options)
+    work = reader.split(reader.list())
+    client.delete_object(Bucket="bucket", Key="gone/x.jsonl")
+    assert [row["reject_reason"] for table in reader.read(work) for row in table.to_pylist()] == ["missing"] * 2
+
+
+def test_a_store_that_fails_while_reading_is_no_items_fault(bucket):
+    """Else a network that is down for a minute would reject everything that was to be read in it."""
+    _, options = bucket
+    readers = [READERS[name](storage_options=options) for name in ("parquet", "jsonl", "csv", "webdataset", "huggingface")]
+    work = [reader.split(reader.list()) for reader in readers]
+    dead = {**options, "endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"connect_timeout": 1, "retries": {"max_attempts": 1}}}
+    for reader, part in zip(readers, work, strict=True):
+        reader.storage_options = dead
+        with pytest.raises(Exception, match=r"[Cc]onnect"):
+            list(reader.read(part))

@@ -125,3 +125,16 @@ class DiesAfterStaging(Hashing):
             return fragments
 
         pipeline.work.stage_rows = stage_and_die
+
+
+class Slow(Hashing):
+    """Hashing that takes its time, and leaves a file named after the session of processes it ran in: on which raylet."""
+
+    def __init__(self, dim: int = 16, seconds: float = 0.0, memory: str = "."):
+        super().__init__(dim=dim)
+        self.seconds, self.memory = seconds, memory
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        (Path(self.memory) / f"session-{os.getsid(0)}").touch()
+        time.sleep(self.seconds)
+        return super().encode(items)

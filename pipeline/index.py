@@ -157,10 +157,21 @@ def build(at: TableAt, settings: IndexSettings) -> IndexReport:
     """
     started = time.perf_counter()
     todo = plan(at, settings)
-    for step in todo.steps:
+    _carry_out(at, todo.steps)
+    return _report(at, todo, started)
+
+
+def extend(at: TableAt) -> list[str]:
+    """Take new rows into the indices that the table has, building and dropping none; what was done, in words."""
+    steps = [_extension(index) for index in _open(at).list_indices() if index.num_unindexed_rows]
+    _carry_out(at, steps)
+    return [str(step) for step in steps]
+
+
+def _carry_out(at: TableAt, steps: list[Step]) -> None:
+    for step in steps:
         log.info("%s", step)
         _commit(step, functools.partial(_execute, at, step))
-    return _report(at, todo, started)
 
 
 def _execute(at: TableAt, step: Step) -> None:

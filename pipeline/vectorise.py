@@ -12,6 +12,9 @@ from pipeline.journal import Journal
 from pipeline.media import BadItem, Limits
 from schemas.items import encoder_schema
 
+NORM_TOLERANCE = 1e-2
+"""How far from 1 the norm of a vector may be."""
+
 
 class ContractBroken(RuntimeError):
     """The encoder or the reader does not do what its protocol says."""
@@ -135,7 +138,7 @@ class Vectoriser:
             raise ContractBroken(f"encode gave shape {vectors.shape} for {batch.num_rows} items of dim {self.encoder.dim}")
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
         usable = np.isfinite(norms) & (norms > 0)
-        if (np.abs(norms[usable] - 1) > 1e-2).any():
+        if (np.abs(norms[usable] - 1) > NORM_TOLERANCE).any():
             raise ContractBroken(f"encode gave vectors of norm {norms[usable].min():.3f} to {norms[usable].max():.3f}; the norm must be 1")
         problem = BadItem("not_finite", "the encoder returned NaN, infinity or a zero vector")
         return vectors, [None if ok else problem for ok in usable]

@@ -11,8 +11,9 @@ from typing import Any
 import lance
 import pyarrow as pa
 import pydantic
+from lance.file import LanceFileSession
 
-from pipeline.config import ConfigError, Model
+from pipeline.config import ConfigError, Model, nearest
 from schemas.vectors import DIM, FINGERPRINT
 
 
@@ -68,8 +69,16 @@ class TableAt(Model):
         """The newest version of the table. Raises ConfigError naming the tables that exist if it does not."""
         dataset = self.open()
         if dataset is None:
-            raise ConfigError(f"there is no table {self.name!r} in {self.uri}; run the embed job first, or correct table.uri and table.name")
+            names = self.neighbours()
+            there = f"{nearest(self.name, names)}; it has {', '.join(names)}" if names else ""
+            raise ConfigError(f"there is no table {self.name!r} in {self.uri}{there}; run the embed job first, or correct table.uri and table.name")
         return dataset
+
+    def neighbours(self) -> list[str]:
+        """Names of the vector tables of the database; none if it does not exist."""
+        folders = LanceFileSession(self.uri, storage_options=self.options).list_with_delimiter("").common_prefixes
+        names = sorted(folder.rstrip("/").rpartition("/")[2].removesuffix(".lance") for folder in folders if folder.rstrip("/").endswith(".lance"))
+        return [name for name in names if "." not in name and name != "models"]
 
 
 def open_dataset(path: str, storage_options: dict[str, str]) -> lance.LanceDataset | None:

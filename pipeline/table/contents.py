@@ -1,7 +1,8 @@
 """Reading a table into what planning needs: which items it holds, in which versions, and which containers are complete."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
+from typing import Any
 
 import lance
 import numpy as np
@@ -36,12 +37,13 @@ def _add(known: Known, rows: pa.Table) -> None:
 
 def unit_states(dataset: lance.LanceDataset, *, source: str) -> dict[str, tuple[int, str]]:
     """Of each container of `source`: its rows in the table, and a digest of their chunks and counts."""
-    rows = dataset.to_table(columns=["_unit", "_chunk"], filter=f"source = {quoted(source)} AND _unit IS NOT NULL")
-    counts = rows.group_by(["_unit", "_chunk"]).aggregate([([], "count_all")])
-    by_unit: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for row in counts.to_pylist():
-        by_unit[row["_unit"]].append((row["_chunk"], row["count_all"]))
-    return {unit: (sum(n for _, n in chunks), _digest(chunks)) for unit, chunks in by_unit.items()}
+    chunks: dict[str, Counter[str]] = defaultdict(Counter)
+    # Batch by batch: the rows' names of containers and chunks, all at once, are larger than what is made of them.
+    for batch in dataset.scanner(columns=["_unit", "_chunk"], filter=f"source = {quoted(source)} AND _unit IS NOT NULL").to_batches():
+        counts = pa.table(batch).group_by(["_unit", "_chunk"]).aggregate([([], "count_all")])
+        for row in counts.to_pylist():
+            chunks[row["_unit"]][row["_chunk"]] += row["count_all"]
+    return {unit: (counter.total(), _digest(list(counter.items()))) for unit, counter in chunks.items()}
 
 
 def _digest(chunks: list[tuple[str, int]]) -> str:
@@ -50,11 +52,15 @@ def _digest(chunks: list[tuple[str, int]]) -> str:
 
 def read_notes(at: TableAt, *, source: str) -> dict[str, Note]:
     """The newest note on each container of `source`."""
-    dataset = at.open(".units")
-    if dataset is None:
-        return {}
-    rows = dataset.to_table(filter=f"source = {quoted(source)}").to_pylist()
+    rows = newest_notes(at, predicate=f"source = {quoted(source)}").values()
     return {row["unit"]: Note(row["version"], row["rows"], row["rejected"], row["digest"]) for row in rows}
+
+
+def newest_notes(at: TableAt, *, predicate: str | None = None) -> dict[tuple[str, str], dict[str, Any]]:
+    """The newest note (UNIT row) on each container, by source and unit; all of them, or those of an SQL predicate."""
+    dataset = at.open(".units")
+    rows = dataset.to_table(filter=predicate).to_pylist() if dataset is not None else []
+    return {(row["source"], row["unit"]): row for row in rows}  # a later note stands further down, and wins
 
 
 def quoted(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.encoders.hashing import Hashing
+from pipeline.media import from_pixels
 from schemas.items import ITEM, LISTING, SLICE
 
 
@@ -138,3 +139,20 @@ class Slow(Hashing):
         (Path(self.memory) / f"session-{os.getsid(0)}").touch()
         time.sleep(self.seconds)
         return super().encode(items)
+
+
+class Quadrants:
+    """An encoder whose vectors show what it was given: the mean colours of an image's quadrants, in units of their last number."""
+
+    dim = 13
+    inputs = frozenset({"image"})
+    lineage = {"encoder": "quadrants"}
+    fingerprint = "9" * 32
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        vectors = np.array([self._vector(image) for image in from_pixels(items["image"])], np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def _vector(self, image: np.ndarray) -> np.ndarray:
+        halves = [part for half in np.array_split(image, 2, axis=0) for part in np.array_split(half, 2, axis=1)]
+        return np.array([*np.concatenate([half.mean(axis=(0, 1)) for half in halves]) / 255, 1.0])

@@ -26,7 +26,7 @@ class Compute(Model):
     batch_size: pydantic.PositiveInt | None = None
     """Images in one call of the model; none: 16 on a CPU, 256 on a GPU."""
     chunk_rows: pydantic.PositiveInt | None = None
-    """Items that are staged and committed as one; none: by the amount of work, 64 to 8,192."""
+    """Items that are staged and committed as one; none: by the amount of work, 128 to 8,192."""
 
 
 class Sizes(Model):

@@ -20,7 +20,7 @@ from pipeline.compute import Compute, Sizes
 from pipeline.config import ConfigError
 from pipeline.plan import Chunk
 from pipeline.table.stage import Receipt
-from pipeline.work import ChunkWorker, Task
+from pipeline.work import CHUNKS_AT_ONCE, ChunkWorker, Task
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,9 @@ def embed(chunks: list[Chunk], task: Task, fit: Sizes) -> Iterator[Receipt]:
         fn_constructor_args=(ray.put(task),),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=fit.actors),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=fit.actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CHUNKS_AT_ONCE
+        ),
         num_cpus=fit.cpus,
         num_gpus=fit.gpus or None,
     )

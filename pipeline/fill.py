@@ -176,8 +176,8 @@ class Filling:
         items = 0
         with Meter(to_do(self.prepared.plan), what="embedding") as meter, self._committing():
             for receipt in receipts:
+                items += receipt.listed if first else 0
                 first = first or time.monotonic()
-                items += receipt.listed
                 meter.add(receipt.listed, rejected=receipt.rejects.num_rows)
                 self._add(receipt)
                 if time.monotonic() - self._committed_at >= self.sync.commit_every_s:
@@ -186,7 +186,7 @@ class Filling:
         ended = time.monotonic()
         if first is not None:
             self.report.seconds_to_first_chunk = round(first - started, 2)
-            self.report.items_per_s = round(items / max(1e-3, ended - started), 2)
+            self.report.items_per_s = round(items / max(1e-3, ended - first), 2) if items else None
         self.report.ceiling = self._ceiling((ended - started) * workers)
 
     def _add(self, receipt: Receipt) -> None:

@@ -1,9 +1,9 @@
 """Finding the item that kills its worker: a journal per chunk that outlives the process, and a watchdog for hangs.
 
 Ray retries a task whose worker died without limit, so a decompression bomb that slips through, a segfault in a native decoder or a
-hanging read would stop a job for ever. The journal counts the tries of a chunk. From the second try on it names the
-items in flight before they are touched; after another death those are tried one by one; one that dies alone is
-`dead`: it becomes a reject row, and the chunk goes on without it.
+hanging read would stop a job for ever. The journal counts the tries of a chunk. From the second try on the chunk has the
+process for itself, and the items in flight are named before they are touched; after another death those are tried one
+by one; one that dies alone is `dead`: it becomes a reject row, and the chunk goes on without it.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ class Journal:
         self._lock = threading.Lock()
         data = staging.get(self._name)
         self._state = _State(**json.loads(data)) if data else _State()
-        self._begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Count one more try, and draw the conclusions from how the last one ended."""
         state = self._state
         state.tries += 1
         in_flight = [i for ids in state.in_flight for i in ids]
@@ -68,7 +68,7 @@ class Journal:
 
     @property
     def tries(self) -> int:
-        """How often the chunk was begun, this time included."""
+        """How often the chunk was begun."""
         return self._state.tries
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ from pipeline.readers import Reader
 from schemas.items import LISTING, SLICE
 
 MAX_CHUNK_ROWS = 8192
-MIN_CHUNK_ROWS = 64
+MIN_CHUNK_ROWS = 128
 
 
 @dataclass

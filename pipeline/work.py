@@ -1,8 +1,9 @@
 """One chunk, from listing to receipt: read, decode, encode, stage. No Ray: an actor calls it, and so can a test.
 
 Threads each take a few items through decode and the model together: on CPUs that is the fastest arrangement measured
-(docs/decisions.md), and on a GPU the threads decode ahead while one of them holds the device. A bad item becomes a
-reject row and never takes its neighbours along.
+(docs/decisions.md), and on a GPU the threads decode ahead while one of them holds the device. Two chunks are worked on at
+once, so that the threads have work while one of them is read or staged. A bad item becomes a reject row and never takes
+its neighbours along.
 """
 
 import logging
@@ -23,6 +24,7 @@ from pipeline.journal import Journal, Watchdog
 from pipeline.known import CHANGED, UNCHANGED, Contents, Known, hash64
 from pipeline.media import Limits
 from pipeline.readers import Reader
+from pipeline.room import Room
 from pipeline.table.at import TableAt
 from pipeline.table.stage import Receipt, Staged, Staging, stage_rows
 from pipeline.vectorise import ContractBroken, Vectoriser
@@ -32,6 +34,9 @@ log = logging.getLogger(__name__)
 
 TEXT_WINDOW = 2048
 """Most texts in one call of `encode`: enough to sort by length, small enough to share among threads."""
+
+CHUNKS_AT_ONCE = 2
+"""Chunks that a worker has in hand at the same time."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class _Tally:
 
 
 class ChunkWorker:
-    """Embeds chunks. Holds one encoder and a pool of threads."""
+    """Embeds chunks. Holds one encoder and a pool of threads. Called from `CHUNKS_AT_ONCE` threads at most."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -111,10 +116,17 @@ class ChunkWorker:
         self._staging = Staging(task.at)
         self._pool = ThreadPoolExecutor(task.threads, thread_name_prefix="embed")
         self._watchdog = Watchdog()
+        self._room = Room(CHUNKS_AT_ONCE)
 
     def __call__(self, chunk: str, work: pa.Table) -> Receipt:
         """The receipt of a chunk; its `error` is set if the whole chunk failed. `work`: rows of a listing, or one slice."""
         journal = Journal(self._staging, chunk, self._watchdog)
+        # A chunk whose worker has died before goes alone: another death must name its cause.
+        with self._room.whole() if journal.tries else self._room.place():
+            journal.begin()
+            return self._attempt(chunk, work, journal)
+
+    def _attempt(self, chunk: str, work: pa.Table, journal: Journal) -> Receipt:
         if journal.hopeless:
             error = f"its worker died {journal.tries - 1} times, and no single item is to blame; the machine may be short of memory"
             return Receipt(chunk=chunk, listed=_items_of(work), error=error)
@@ -131,7 +143,7 @@ class ChunkWorker:
     def _embed(self, chunk: _Chunk) -> Receipt:
         tally = _Tally()
         parts = self._read(chunk, tally)
-        # With suspects about, nothing else may be in flight: a death must name its cause.
+        # With suspects about, one part at a time, for the same reason.
         run: Callable[..., Any] = map if chunk.journal.suspects else self._pool.map
         done: list[_Done] = list(run(lambda part: self._embed_part(part, chunk), parts))
         if tally.listed != _items_of(chunk.work):

@@ -167,6 +167,16 @@ def test_an_item_that_kills_its_worker_is_found_and_rejected(tmp_path, texts):
     assert (report.written, report.rejected, report.failed) == (30, 1, 0)
 
 
+def test_items_that_kill_their_workers_take_no_chunk_along_that_is_worked_on_beside_them(tmp_path, texts):
+    for number in range(0, 30, 10):
+        (texts / f"i{number:02}-poison.txt").write_text("kill")
+    report = run(
+        job_of(tmp_path, texts, encoder={"target": "tests.sources:Faulty", "args": {"seconds": 0.05}}, compute={"chunk_rows": 4, "threads": 2})
+    )
+    assert rejects(tmp_path) == dict.fromkeys(("i00-poison", "i10-poison", "i20-poison"), "worker_died")
+    assert (report.written, report.failed) == (30, 0)
+
+
 def test_a_hanging_item_cannot_outlive_its_time(tmp_path, texts):
     (texts / "slow.txt").write_text("hang")
     report = run(job_of(tmp_path, texts, encoder=faulty(), limits={"max_rejects": 1.0, "item_timeout_s": 0.2}))

@@ -67,7 +67,7 @@ def test_a_worker_killed_after_its_file_was_written_leaves_no_second_copy(tmp_pa
     assert len(rows(tmp_path)) == ITEMS
     dataset = TableAt(uri=str(tmp_path / "db"), name="t").require()
     files = list((tmp_path / "db" / "t.lance" / "data").iterdir())
-    assert len(files) == len(dataset.get_fragments()) + 1, "the killed worker's orphan should lie there, unreferenced"
+    assert 1 <= len(files) - len(dataset.get_fragments()) <= 2, "the killed worker's orphans should lie there, unreferenced"
 
 
 def test_a_driver_killed_half_way_is_finished_by_the_rerun(tmp_path, texts):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import ConfigError
+from pipeline.media import BadItem
 from pipeline.readers import lines, rows, slices
 from pipeline.readers.identity import salted
 from pipeline.readers.kinds import declared
@@ -26,13 +27,14 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 * 2**20
 MANY = 8
+MAX_MEMBER_BYTES = 64 * 2**20
 
 
 class Sample(NamedTuple):
-    """Members of one key: by ending, their bytes, or None where they were only counted; and the offset after them."""
+    """Members of one key: by ending, their bytes, why they were not read, or None where only counted; and the offset after them."""
 
     key: str
-    members: dict[str, bytes | None]
+    members: dict[str, bytes | BadItem | None]
     end: int
     fault: str | None
 
@@ -42,7 +44,7 @@ class Member(NamedTuple):
 
     key: str
     ending: str
-    data: bytes | None
+    data: bytes | BadItem | None
     end: int
     fault: str | None
 
@@ -58,15 +60,19 @@ class WebDataset:
         text: str | None = "txt",
         json_field: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        weights: Sequence[float] | None = None,
         name: str | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         """Say which members hold what, by their ending.
 
         `image`: endings, joined by `;`, the first that a sample has. `text`: an ending; with `json_field`, that key of
-        the sample's .json instead. `metadata`: keys (name: type) of the .json to carry along.
+        the sample's .json instead. `metadata`: keys (name: type) of the .json to carry along. `weights`: one for each
+        source; shards are taken in turn so that the sources' bytes keep this proportion from the first chunk on: every
+        sample is still read once, but a run that is stopped early holds the mixture.
         """
         self.uri = uri
+        self.weights = weights
         self.images = image.split(";") if image else []
         self.text = text
         self.json_field = json_field
@@ -83,14 +89,18 @@ class WebDataset:
     def list(self) -> pa.Table:
         """The shards. Raises ConfigError naming the first that a brace expression promises and is not there."""
         places = [self.uri] if isinstance(self.uri, str) else self.uri
-        wanted = [uri for place in places for part in place.split("::") for uri in expand(part)]
-        if pipe := next((uri for uri in wanted if uri.startswith("pipe:")), None):
+        sources = [[storage.canonical(uri) for uri in expand(part)] for place in places for part in place.split("::")]
+        if self.weights is not None:
+            _check_weights(self.weights, len(sources))
+        wanted = [uri for source in sources for uri in source]
+        if pipe := next((uri for uri in wanted if "pipe:" in uri), None):
             raise ConfigError(f"{pipe!r}: commands are not run; give the URI itself, e.g. s3://bucket/{{000..099}}.tar")
         folders: dict[str, set[str]] = {}
-        for uri in map(storage.canonical, wanted):
+        for uri in wanted:
             folders.setdefault(storage.parent(uri), set()).add(uri)
         tables = [self._find(folder, uris) for folder, uris in folders.items()]
-        return rows.listing(pa.concat_tables(tables).sort_by("unit"))
+        found = rows.listing(pa.concat_tables(tables).sort_by("unit"))
+        return found if self.weights is None else mixed(found, sources, self.weights)
 
     def _find(self, folder: str, uris: set[str]) -> pa.Table:
         if len(uris) <= MANY:
@@ -132,7 +142,7 @@ class WebDataset:
                 break
             if at >= wanted.start:
                 held.append(sample)
-                size += sum(len(data or b"") for data in sample.members.values())
+                size += sum(len(data) for data in sample.members.values() if isinstance(data, bytes))
             at += 1
             if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
                 yield self._block(unit, at - len(held), held)
@@ -151,7 +161,9 @@ class WebDataset:
     def _parse(self, sample: Sample) -> tuple[dict[str, Any], str | None]:
         if sample.fault:
             return {}, sample.fault
-        members = sample.members
+        members = {ending: data for ending, data in sample.members.items() if not isinstance(data, BadItem)}
+        if large := next((data for data in sample.members.values() if isinstance(data, BadItem)), None):
+            return {}, f"sample {sample.key!r}: {large.detail}"
         value: dict[str, Any] = {"image": next((members[ending] for ending in self.images if ending in members), None)}
         try:
             fields = json.loads(members["json"] or b"") if members.get("json") is not None and (self.json_field or self.metadata.names) else {}
@@ -175,7 +187,7 @@ class WebDataset:
 def _grouped(members: Iterator[Member]) -> Iterator[Sample]:
     """Members to samples. A sample that is not known to be whole when the shard breaks off is the reject for the rest."""
     key = ""
-    found: dict[str, bytes | None] = {}
+    found: dict[str, bytes | BadItem | None] = {}
     end = 0
     for member in members:
         if found and member.key not in (key, ""):
@@ -202,8 +214,7 @@ def _members(file: IO[bytes], endings: set[str]) -> Iterator[Member]:
                 stem, _, ending = name.partition(".")
                 if header.isfile() and stem and ending:
                     key = folder + slash + stem
-                    body = tar.extractfile(header) if ending.lower() in endings else None
-                    data = body.read() if body else None
+                    data = _content(tar, header) if ending.lower() in endings else None
                     yield Member(key, ending.lower(), data, end, None)
                     key = ""
             file.seek(end)
@@ -212,6 +223,33 @@ def _members(file: IO[bytes], endings: set[str]) -> Iterator[Member]:
                 raise tarfile.ReadError(f"damaged header at byte {end}")
     except (tarfile.TarError, *lines.DAMAGE) as error:
         yield Member(key, "", None, end, f"the rest of the shard cannot be read: {error}")
+
+
+def _check_weights(weights: Sequence[float], sources: int) -> None:
+    if len(weights) != sources or min(weights) <= 0:
+        raise ConfigError(f"weights={list(weights)} must be {sources} numbers above 0, one for each source")
+
+
+def mixed(listing: pa.Table, sources: Sequence[Sequence[str]], weights: Sequence[float]) -> pa.Table:
+    """`listing` in an order in which each source's bytes so far are in proportion to its weight (stride scheduling).
+
+    A source is a file or a folder; a shard of several belongs to the first.
+    """
+    passed = [0.0] * len(sources)
+    turns = []
+    for row, (unit, size) in enumerate(zip(listing["unit"].to_pylist(), listing["bytes"].to_pylist(), strict=True)):
+        one = next(i for i, source in enumerate(sources) if any(unit == place or unit.startswith(place.rstrip("/") + "/") for place in source))
+        passed[one] += (size or 1) / weights[one]
+        turns.append((passed[one], row))
+    return listing.take(pa.array([row for _, row in sorted(turns)], pa.int64()))
+
+
+def _content(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes | BadItem | None:
+    """A member's bytes. A header can promise any number of them, and a gzip file keep the promise."""
+    if header.size > MAX_MEMBER_BYTES:
+        return BadItem("too_many_bytes", f"{header.name} has {header.size} bytes; a member may have {MAX_MEMBER_BYTES}")
+    body = tar.extractfile(header)
+    return body.read() if body else None
 
 
 def expand(uri: str) -> list[str]:

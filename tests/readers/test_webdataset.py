@@ -130,3 +130,17 @@ def test_malformed_samples_are_rejected_alone(tmp_path):
     (tmp_path / "s.tar").write_bytes(b"not a tar at all" * 100)
     check_reader(WebDataset(str(tmp_path)))
     assert [row["reject_reason"] for row in read_all(WebDataset(str(tmp_path)))] == ["bad_row"]
+
+
+def test_shards_of_several_sources_are_mixed_by_weight(tmp_path):
+    for source in ("a", "b"):
+        (tmp_path / source).mkdir()
+        for number in range(6):
+            shard(tmp_path / source / f"{number}.tar", samples(2))
+    uri = f"{tmp_path}/a/{{0..5}}.tar::{tmp_path}/b"
+    reader = WebDataset(uri, weights=[1, 2])
+    check_reader(reader)
+    order = [unit.split("/")[-2] for unit in reader.list()["unit"].to_pylist()]
+    assert order[:9] == ["b", "a", "b"] * 3 and sorted(order) == ["a"] * 6 + ["b"] * 6
+    with pytest.raises(ConfigError, match="must be 2 numbers above 0"):
+        WebDataset(uri, weights=[1]).list()

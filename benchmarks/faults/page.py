@@ -35,7 +35,7 @@ def table(proofs: dict[Fault, list[str]]) -> str:
         mine = [outcome for outcome in outcomes if outcome["fault"] == fault.__name__]
         theirs = "<br>".join(f"{outcome['route']}: {_said(outcome)}" for outcome in mine if outcome["route"] != TESSERA)
         ours = "<br>".join(_said(outcome) for outcome in mine if outcome["route"] == TESSERA) or _by_design(fault)
-        rows.append(f"| **{fault.__name__}**: {_title(fault)} | {theirs} | {ours} | {'<br>'.join(_link(test) for test in tests)} |")
+        rows.append(f"| `{fault.__name__}`<br>{_title(fault)} | {theirs} | {ours} | {'<br>'.join(_link(test) for test in tests)} |")
     return "\n".join(rows)
 
 

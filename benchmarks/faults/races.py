@@ -2,9 +2,12 @@
 
 import contextlib
 import datetime
+import fcntl
 import multiprocessing
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import lance
@@ -100,11 +103,11 @@ def commit_lock(folder: Path) -> Iterator[Outcome]:
 
     Tessera: takes no lock; the store's own conditional write decides, and a self-test refuses a store without one.
     """
-    for title, lock in (("no lock", None), ("commit_lock= a lock of the process", _OWN)):
-        table = folder / f"{lock is None}.lance"
+    for title, lock in (("no lock", None), ("commit_lock= a lock of the process", _own_lock), ("commit_lock= a lock of the machine", _file_lock)):
+        table = folder / f"{title}.lance"
         lance.write_dataset(rows(0, 0), str(table))
         context = multiprocessing.get_context("spawn")
-        writers = [context.Process(target=_append_often, args=(str(table), start, lock is not None)) for start in range(0, 1_000, 250)]
+        writers = [context.Process(target=_append_often, args=(table, start, lock)) for start in range(0, 1_000, 250)]
         for writer in writers:
             writer.start()
         for writer in writers:
@@ -113,15 +116,22 @@ def commit_lock(folder: Path) -> Iterator[Outcome]:
         yield observe(title, table, rows(0, 1_000), error=f"{failed} writers failed" if failed else None)
 
 
+_OWN = threading.Lock()
+
+
 @contextlib.contextmanager
 def _own_lock(version: int) -> Iterator[None]:
     with _OWN:
         yield
 
 
-_OWN = threading.Lock()
+@contextlib.contextmanager
+def _file_lock(version: int) -> Iterator[None]:
+    with Path(tempfile.gettempdir(), "tessera-faults.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _append_often(table: str, start: int, locked: bool) -> None:
+def _append_often(table: Path, start: int, lock: Callable[[int], AbstractContextManager[None]] | None) -> None:
     for first in range(start, start + 250, 10):
-        lance.write_dataset(rows(first, first + 10), table, mode="append", commit_lock=_own_lock if locked else None)
+        lance.write_dataset(rows(first, first + 10), str(table), mode="append", commit_lock=lock)

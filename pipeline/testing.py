@@ -2,7 +2,9 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,9 @@ from pipeline.readers import Reader
 from schemas.items import ITEM, LISTING, SLICE, encoder_schema, item_schema
 from schemas.rejects import REASONS
 from schemas.vectors import RESERVED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_encoder(encoder: Encoder, items: pa.Table, *, again: Encoder | None = None) -> None:
@@ -167,3 +172,18 @@ def _read(reader: Reader, work: pa.Table) -> pa.Table:
 def _reasons(items: pa.Table) -> list[str | None]:
     reasons: list[str | None] = items["reject_reason"].to_pylist()
     return reasons
+
+
+def check_loss(loss: Callable[..., "Tensor"], *, num_layers: int | None = None) -> None:
+    """Hold a loss to its contract: a finite scalar, and the same gradient on 1, 2 and 4 ranks, also with different numbers of rows.
+
+    It starts processes, so `loss` must pickle, and a script that calls this needs `if __name__ == "__main__":`. Compared in float64, so
+    parameters of the loss must be float64 too (`loss.double()`). `num_layers`: of the tuples that a loss of layers takes.
+    """
+    from pipeline.training.check import check_same, on_ranks, sample
+
+    batch = sample(num_layers)
+    one = on_ranks(loss, batch, 1)
+    assert any(grad.abs().max() > 0 for grad in one.vectors), "the loss has no gradient at any vector"
+    for num_ranks in (2, 4):
+        check_same(one, on_ranks(loss, batch, num_ranks), num_ranks)

@@ -42,7 +42,7 @@ class GradCache:
     embed_documents: Embed | None = None
     sync_every_chunk: bool = False
 
-    def step(self, queries: Sequence[Any], positives: Sequence[Any], negatives: Sequence[Sequence[Any]] = (), notes: Notes = NO_NOTES) -> Tensor:
+    def step(self, queries: Sequence[Any], positives: Sequence[Any], *, negatives: Sequence[Sequence[Any]] = (), notes: Notes = NO_NOTES) -> Tensor:
         """Add the gradients of this batch to all parameters; gives the loss of the batch of all ranks, the same on each.
 
         `negatives`: for each query as many as it has, none included; empty if no row has any. Every rank must call it, with at least one row.

@@ -21,9 +21,13 @@ from pipeline.table.at import TableAt
 from pipeline.table.findings import Finding, wrong_first
 from pipeline.table.ledger import record_run
 from pipeline.table.repair import Repaired, refusal, repair
+from pipeline.table.scan import FAULTS
 from pipeline.table.verify import TableFacts, comparable, verify
 
 log = logging.getLogger(__name__)
+
+COME_BACK = (*FAULTS, "contradicted_notes")
+"""After these repairs the source holds more than the table."""
 
 
 class VerifyJob(Model):
@@ -81,6 +85,8 @@ def run(job: VerifyJob) -> VerifyReport:
         record_run(job.table, run=uuid.uuid4().hex[:16], job="verify", status=report.status, fingerprint=fingerprint, config=config, report=told)
     for finding in report.findings:
         log.warning("%s", finding)
+    if any(step.code in COME_BACK for step in report.repaired):
+        log.warning("run the embed job: it brings back the rows that were deleted, and reads again the containers whose rows were lost")
     if report.refused:
         raise JobFailed(report.refused, report)
     if report.wrong:

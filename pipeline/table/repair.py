@@ -23,7 +23,7 @@ from pipeline.table.contents import id_predicate, newest_notes, quoted
 from pipeline.table.evidence import Evidence, Run, doubted_notes, read_receipts, read_rejects
 from pipeline.table.files import delete_orphans, present_files, sort_files
 from pipeline.table.rejects import forget_rejects
-from pipeline.table.scan import FAULTS, batch_rows, vector_faults
+from pipeline.table.scan import FAULTS, batches, vector_faults
 from pipeline.table.stage import Staging, metadata_of, stage_rows
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _ranks(rows: pa.Table, runs: dict[str, Run]) -> list[tuple[bool, float, int]
 def _delete_faulty(at: TableAt, dataset: lance.LanceDataset) -> dict[str, int]:
     """Delete the rows with faulty vectors; how many, by fault."""
     counts = dict.fromkeys(FAULTS, 0)
-    for batch in dataset.scanner(columns=["id", "vector"], batch_size=batch_rows(dataset.schema)).to_batches():
+    for batch in batches(dataset, ["id", "vector"], dataset.get_fragments()):
         for fault, mask in vector_faults(batch["vector"]).items():
             ids = batch["id"].filter(pa.array(mask)).drop_null().to_pylist()
             counts[fault] += _in_batches(ids, lambda part: _delete_still_faulty(at, part), at.path())

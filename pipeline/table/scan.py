@@ -1,9 +1,10 @@
 """One pass over a vector table's rows: ids, vectors, provenance; texts, thumbnails and metadata columns are not read.
 
-Memory: 16 bytes a row (hashes of the ids), 16 MiB of vectors at a time, and some hundred bytes for each duplicate row.
+Memory: about 25 bytes a row (hashes of the ids), 300 MB for vectors on their way, and some hundred bytes for each duplicate id.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import lance
@@ -20,6 +21,7 @@ from schemas.vectors import HEAD, TAIL
 REQUIRED = [entry.name for entry in [*HEAD, *TAIL] if not entry.nullable] + ["vector"]
 """Columns of every table of vectors that hold no null."""
 BATCH_BYTES = 16 * 2**20
+READ_AHEAD_BYTES = 64 * 2**20
 FLOAT16_ROUNDING = 2.0**-11
 """Rounding to float16 changes a number, and so a norm, by at most this share of it."""
 FAULTS = ("not_finite", "zero_vectors", "unnormalised")
@@ -80,7 +82,7 @@ def scan(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], want
     hashes: list[np.ndarray] = []
     met: list[np.ndarray] = []
     with Meter(sum(fragment.count_rows() for fragment in fragments), what="verifying") as meter:
-        for batch in dataset.scanner(columns=names, fragments=fragments, batch_size=batch_rows(dataset.schema)).to_batches():
+        for batch in batches(dataset, names, fragments):
             _take(batch, result)
             ids = hash64(batch["id"].drop_null())
             hashes.append(ids)
@@ -96,10 +98,16 @@ def scan(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], want
     return result
 
 
-def batch_rows(schema: pa.Schema) -> int:
-    """Rows whose vectors take BATCH_BYTES."""
-    dim = schema.field("vector").type.list_size if "vector" in schema.names and is_vector(schema.field("vector").type) else 1024
-    return max(64, min(65_536, BATCH_BYTES // (dim * 4)))
+def batches(dataset: lance.LanceDataset, columns: list[str], fragments: list[lance.LanceFragment]) -> Iterator[pa.RecordBatch]:
+    """Rows of some fragments, BATCH_BYTES of vectors at a time."""
+    kind = dataset.schema.field("vector").type if "vector" in dataset.schema.names else None
+    dim = kind.list_size if kind is not None and is_vector(kind) else 1024
+    rows = max(64, min(65_536, BATCH_BYTES // (dim * 4)))
+    # Lance would read up to 2 GB ahead, and is no faster for it.
+    reading = dataset.scanner(
+        columns=columns, fragments=fragments, batch_size=rows, batch_readahead=2, fragment_readahead=1, io_buffer_size=READ_AHEAD_BYTES
+    )
+    yield from reading.to_batches()
 
 
 def _take(batch: pa.RecordBatch, result: Scan) -> None:
@@ -144,7 +152,7 @@ def readable(dataset: lance.LanceDataset) -> tuple[list[lance.LanceFragment], li
     names = [name for name in REQUIRED if name in dataset.schema.names]
     for fragment in dataset.get_fragments():
         try:
-            for _ in fragment.scanner(columns=names, batch_size=batch_rows(dataset.schema)).to_batches():
+            for _ in batches(dataset, names, [fragment]):
                 pass
             whole.append(fragment)
         except Unreadable:

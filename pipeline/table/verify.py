@@ -1,6 +1,6 @@
 """Whether a table is true: reads it and all that lies beside it, and says what it holds and what is wrong. Writes nothing.
 
-Memory: see `scan` and `files`; a hundred million rows take about 2 GB.
+Memory: see `scan` and `files`; a hundred million rows take about 3 GB.
 """
 
 import datetime

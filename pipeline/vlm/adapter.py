@@ -13,7 +13,6 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _RENAMED = (
     ("base_model.model.model.", "base_model.model."),  # trained with the language head on
     ("base_model.model.model.layers.", "base_model.model.language_model.layers."),  # and before transformers 4.52
-    ("base_model.model.visual.", "base_model.model.visual."),
     ("base_model.model.language_model.model.", "base_model.model.language_model."),  # LLaVA, likewise
 )
 """How the same weight is called by the base model alone."""

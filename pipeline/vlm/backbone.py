@@ -155,8 +155,9 @@ def check_images_matter(backbone: Backbone) -> None:
     row, _ = _two_images(backbone)
     pixels = row.images["pixel_values"].clone().requires_grad_()
     states, _ = backbone.states([Prepared(row.input_ids, row.along, {**row.images, "pixel_values": pixels}, row.image_tokens)])
-    states[LAST][0, len(row) - 1].float().norm(p=1).backward()
-    if pixels.grad is None or not pixels.grad.abs().max() > 0:
+    size = states[LAST][0, len(row) - 1].float().norm(p=1)
+    gradient = torch.autograd.grad(size, pixels, allow_unused=True)[0] if size.requires_grad else None
+    if gradient is None or not gradient.abs().max() > 0:
         raise ConfigError("the gradient of a vector with respect to its image's pixels is zero: the vision tower is cut off")
 
 

@@ -23,6 +23,8 @@ from schemas.rejects import REASONS
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO", "MPO")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 ORIENTATION_TAG = 0x0112
+STRIP_PIXELS = 2**20
+"""Pixels that are converted to RGB at once."""
 
 
 class BadItem(Exception):
@@ -40,8 +42,9 @@ class Limits(Model):
 
     max_item_bytes: int = pydantic.Field(default=64 * 2**20, gt=0)
     """Largest encoded item that is read, in bytes."""
-    max_pixels: int = pydantic.Field(default=100_000_000, gt=0)
-    """Largest image that is decoded, width times height. Known from the header, so a decompression bomb costs nothing."""
+    max_pixels: int = pydantic.Field(default=100_000_000, gt=0, le=700_000_000)
+    """Largest image that is decoded, width times height, at most 700 million: a column holds 2 GiB. Known from the header, so a
+    decompression bomb costs nothing. What it means in memory: `pipeline.compute`."""
     item_timeout_s: float = pydantic.Field(default=60.0, gt=0)
     """Longest time one item may take in a worker, in seconds."""
     max_rejects: float = pydantic.Field(default=0.01, ge=0, le=1)
@@ -117,12 +120,32 @@ def _safely(work: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an image that PIL has opened, RGB. By strips, because PIL's own copies would be up to 22 bytes a pixel."""
     image.load()
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("I", "F", "LAB"):
+    if image.mode in ("I", "F", "LAB") and not _is_16_bit(image):
         raise BadItem("not_an_image", f"pixels of mode {image.mode} in a {image.format} have no defined white; convert them to 8 or 16 bits")
+    convert = _grey_to_rgb if _is_16_bit(image) else _colours_to_rgb
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if rows >= height:
+        return convert(image)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        pixels[top:bottom] = convert(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _grey_to_rgb(image: Image.Image) -> np.ndarray:
+    grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _colours_to_rgb(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,16 +1,24 @@
 """Items to vectors: fetch, decode, prepare, encode. Every item ends as a vector or as a BadItem that says why not."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import media, storage
 from pipeline.encoders import Encoder
 from pipeline.journal import Journal
 from pipeline.media import BadItem, Limits
 from schemas.items import encoder_schema
+
+FETCHED_AT_ONCE = 16
+"""Encoded images that a thread holds at a time. Object stores are slow to answer, so more than one."""
+
+MAX_BATCH_BYTES = 128 * 2**20
+"""Prepared images that go to the encoder in one call, unless a single one is larger: 256 of 384 x 384 px fit."""
 
 NORM_TOLERANCE = 1e-2
 """How far from 1 the norm of a vector may be."""
@@ -33,6 +41,10 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     """Thread seconds by stage."""
 
+    def spent(self, stage: str, started: float) -> None:
+        """Add the time since `started` to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
 
 @dataclass
 class Vectoriser:
@@ -48,56 +60,70 @@ class Vectoriser:
 
     def __call__(self, items: pa.Table, journal: Journal) -> Outcome:
         """Vectors of `items` (ITEM rows), in their order. `journal` ends the process if an item hangs."""
-        seconds: dict[str, float] = {}
-        problems, images, thumbnails = self._decode(items, journal, seconds)
-        good = [index for index, problem in enumerate(problems) if problem is None]
-        vectors = np.zeros((items.num_rows, self.encoder.dim), np.float32)
-        stages = ["decode"] * items.num_rows
-        started = time.perf_counter()
-        with journal.watch(items["id"].to_pylist(), self.limits.item_timeout_s * max(1, len(good))):
-            encoded, failed = self._encode(items.take(pa.array(good, pa.int64())), [images[index] for index in good])
-        seconds["encode"] = time.perf_counter() - started
-        for index, vector, problem in zip(good, encoded, failed, strict=True):
-            vectors[index], problems[index], stages[index] = vector, problem, "encode"
-        return Outcome(vectors, problems, stages, thumbnails, seconds)
+        n = items.num_rows
+        outcome = Outcome(np.zeros((n, self.encoder.dim), np.float32), [None] * n, ["decode"] * n, [None] * n)
+        ready: dict[int, np.ndarray | None] = {}
+        size = 0
+        for index, image in self._decode(items, journal, outcome):
+            bytes_more = 0 if image is None else image.nbytes
+            if ready and size + bytes_more > MAX_BATCH_BYTES:
+                self._encode_ready(items, ready, journal, outcome)
+                ready, size = {}, 0
+            ready[index] = image
+            size += bytes_more
+        self._encode_ready(items, ready, journal, outcome)
+        return outcome
 
-    def _decode(
-        self, items: pa.Table, journal: Journal, seconds: dict[str, float]
-    ) -> tuple[list[BadItem | None], list[np.ndarray | None], list[bytes | None]]:
-        """For each item: what is wrong with it if anything, its prepared image, its thumbnail."""
+    def _encode_ready(self, items: pa.Table, ready: dict[int, np.ndarray | None], journal: Journal, outcome: Outcome) -> None:
+        """Encode the items whose prepared images (None: a text) are in `ready`, by index."""
         started = time.perf_counter()
-        sources = self._fetch(items, journal)
-        seconds["fetch"] = time.perf_counter() - started
-        prepare = getattr(self.encoder, "prepare", None)
-        problems: list[BadItem | None] = []
-        images: list[np.ndarray | None] = []
-        thumbnails: list[bytes | None] = []
-        started = time.perf_counter()
-        for item, text, data in zip(items["id"].to_pylist(), items["text"].to_pylist(), sources, strict=True):
-            image = thumbnail = problem = None
-            try:
-                if isinstance(data, BadItem):
-                    raise data
-                if data is not None:
-                    with journal.watch([item], self.limits.item_timeout_s):
-                        image = media.decode(data, self.limits)
-                        thumbnail = media.thumbnail(image, self.thumbnail_px) if self.thumbnail_px else None
-                        image = prepare(image) if prepare else image
-                else:
-                    self._check_text(text)
-            except BadItem as bad:
-                problem = bad
-            problems.append(problem)
-            images.append(image)
-            thumbnails.append(thumbnail)
-        seconds["decode"] = time.perf_counter() - started
-        return problems, images, thumbnails
+        batch = items.take(pa.array(list(ready), pa.int64()))
+        with journal.watch(batch["id"].to_pylist(), self.limits.item_timeout_s * max(1, len(ready))):
+            vectors, problems = self._encode(batch, list(ready.values()))
+        for index, vector, problem in zip(ready, vectors, problems, strict=True):
+            outcome.vectors[index], outcome.problems[index], outcome.stages[index] = vector, problem, "encode"
+        outcome.spent("encode", started)
+
+    def _decode(self, items: pa.Table, journal: Journal, outcome: Outcome) -> Iterator[tuple[int, np.ndarray | None]]:
+        """Index and prepared image (None: a text) of each good item; notes the others' problems, and the thumbnails."""
+        pictured = items["image"].null_count + items["image_uri"].null_count < 2 * items.num_rows
+        size = FETCHED_AT_ONCE if pictured and "image" in self.inputs else items.num_rows
+        for start in range(0, items.num_rows, max(1, size)):
+            window = items.slice(start, size)
+            started = time.perf_counter()
+            sources = self._fetch(window, journal)
+            outcome.spent("fetch", started)
+            for index, (item, text) in enumerate(zip(window["id"].to_pylist(), window["text"].to_pylist(), strict=True)):
+                started = time.perf_counter()
+                data, sources[index] = sources[index], None
+                try:
+                    image, thumbnail = self._decode_one(item, text, data, journal)
+                except BadItem as bad:
+                    outcome.problems[start + index] = bad
+                    continue
+                finally:
+                    outcome.spent("decode", started)
+                outcome.thumbnails[start + index] = thumbnail
+                yield start + index, image
+
+    def _decode_one(self, item: str, text: str | None, data: bytes | BadItem | None, journal: Journal) -> tuple[np.ndarray | None, bytes | None]:
+        """The prepared image and the thumbnail. Raises BadItem."""
+        if isinstance(data, BadItem):
+            raise data
+        if data is None:
+            self._check_text(text)
+            return None, None
+        with journal.watch([item], self.limits.item_timeout_s):
+            image = media.decode(data, self.limits)
+            thumbnail = media.thumbnail(image, self.thumbnail_px) if self.thumbnail_px else None
+            prepare = getattr(self.encoder, "prepare", None)
+            return prepare(image) if prepare else image, thumbnail
 
     def _fetch(self, items: pa.Table, journal: Journal) -> list[bytes | BadItem | None]:
         """Each item's encoded image: its own bytes, or fetched from where it lies; None where the encoder gets no image."""
         if "image" not in self.inputs:
             return [None] * items.num_rows
-        own: list[bytes | BadItem | None] = items["image"].to_pylist()
+        own = self._own(items["image"])
         uris = [None if data is not None else uri for data, uri in zip(own, items["image_uri"].to_pylist(), strict=True)]
         if not any(uris):
             return own
@@ -105,6 +131,15 @@ class Vectoriser:
         with journal.watch(items["id"].to_pylist(), limits.item_timeout_s * items.num_rows):
             fetched = storage.fetch(uris, max_bytes=limits.max_item_bytes, storage_options=self.storage_options)
         return [data if data is not None else found for data, found in zip(own, fetched, strict=True)]
+
+    def _own(self, column: pa.ChunkedArray) -> list[bytes | BadItem | None]:
+        """The images that came with their items. Those that are too large are not copied."""
+        limit = self.limits.max_item_bytes
+        lengths = pc.binary_length(column).to_pylist()
+        return [
+            BadItem("too_many_bytes", f"{length} bytes; limits.max_item_bytes is {limit}") if length is not None and length > limit else data.as_py()
+            for data, length in zip(column, lengths, strict=True)
+        ]
 
     def _check_text(self, text: str | None) -> None:
         if "text" not in self.inputs:

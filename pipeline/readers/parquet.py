@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -18,6 +20,7 @@ from pipeline.readers.slices import MAX_SLICE_BYTES, MAX_SLICE_ROWS, UNREADABLE,
 
 OPENED_AT_ONCE = 16
 BATCH_BYTES = 32 * 2**20
+MAX_VALUE_BYTES = 64 * 2**20
 
 
 class Parquet:
@@ -109,10 +112,23 @@ class Parquet:
             for batch in parquet.iter_batches(batch_rows, row_groups=first, columns=names, use_threads=False):
                 kept = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
                 if kept.num_rows:
-                    yield Block(unit, max(start, at), dict(zip(kept.schema.names, kept.columns, strict=True)), [None] * kept.num_rows)
+                    yield _block(unit, max(start, at), kept)
                 at += batch.num_rows
                 if at >= stop:
                     return
+
+
+def _block(unit: str, start: int, batch: pa.RecordBatch) -> Block:
+    """Rows as they are, but for values so large that working with them would take a machine's memory: a fault, and null."""
+    values, faults = dict(zip(batch.schema.names, batch.columns, strict=True)), list[str | None]([None] * batch.num_rows)
+    for name, column in values.items():
+        if pa.types.is_large_binary(column.type) or pa.types.is_binary(column.type):
+            lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+            for row in np.flatnonzero(lengths > MAX_VALUE_BYTES):
+                faults[row] = f"{name!r} has {lengths[row]} bytes; a value may have {MAX_VALUE_BYTES}"
+            if (lengths > MAX_VALUE_BYTES).any():
+                values[name] = pc.if_else(pa.array(lengths > MAX_VALUE_BYTES), pa.scalar(None, column.type), column)
+    return Block(unit, start, values, faults)
 
 
 def _groups(metadata: Any) -> list[tuple[int, int]]:

@@ -88,6 +88,8 @@ class Contents:
     """Items of this source that were rejected, in the version that was rejected."""
     version: int
     """The table's version that was read; 0 if there is no table."""
+    retries: bool = False
+    """Whether what was rejected before is tried again."""
     units: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Of each container of this source: its rows in the table, and a digest of their chunks."""
 
@@ -98,5 +100,7 @@ class Contents:
         return np.where((codes == NEW) & (elsewhere == UNCHANGED), UNCHANGED, codes)
 
     def is_rejected(self, ids: np.ndarray, versions: np.ndarray) -> np.ndarray:
-        """Whether each item (N,) was rejected before, in this very version."""
+        """Whether each item (N,) was rejected before, in this very version, and is not to be tried again."""
+        if self.retries:
+            return np.zeros(len(ids), bool)
         return np.asarray(self.rejected.classify(ids, versions) == UNCHANGED)

@@ -68,8 +68,7 @@ def plan(reader: Reader, contents: Contents, *, fingerprint: str, notes: dict[st
     """
     listing = reader.list()
     check_listing(listing)
-    if retry_rejects:
-        contents.rejected.segments.clear()
+    contents.retries = retry_rejects
     if listing["id"].null_count == 0:
         return _plan_files(listing, contents, fingerprint, chunk_rows)
     return _plan_containers(reader, listing, contents, fingerprint, notes)
@@ -130,7 +129,7 @@ def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fing
     complete = {
         unit: notes[unit]
         for unit, version in zip(listing["unit"].to_pylist(), listing["version"].to_pylist(), strict=True)
-        if unit in notes and _note_holds(notes[unit], version, contents, unit)
+        if unit in notes and _note_holds(notes[unit], version, contents, unit) and not (contents.retries and notes[unit].rejected)
     }
     pending = listing.filter(pc.invert(pc.is_in(listing["unit"], pa.array(list(complete), pa.string()))))
     slices = reader.split(pending) if pending.num_rows else SLICE.empty_table()

@@ -164,8 +164,11 @@ class Staging:
 
     def delete(self, name: str) -> None:
         """Remove a file; no error if it is gone."""
-        if self._session.contains(name):
+        try:
             self._session.delete_file(name)
+        except OSError:
+            if self._session.contains(name):
+                raise
 
     def names(self, folder: str) -> list[str]:
         """Files in a folder of the staging area, `folder/name`."""

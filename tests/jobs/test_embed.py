@@ -132,6 +132,21 @@ def test_a_mended_item_is_embedded_and_its_reject_forgotten(tmp_path, texts):
     assert rejects(tmp_path) == {}
 
 
+@pytest.mark.parametrize("target", ["Lines", "Ledgers"])
+def test_a_reject_that_is_tried_again_and_succeeds_is_forgotten(tmp_path, target):
+    """It used to stay in the rejects, and a container that held it was not read again."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.txt").write_text("raise")
+    (folder / "b.txt").write_text("fine")
+    (folder / "c.json").write_text(json.dumps([["a", "raise"], ["b", "fine"]]))
+    first = run(job_of(tmp_path, folder, target=target, encoder=faulty()))
+    assert (first.written, first.rejected, rejects(tmp_path)) == (1, 1, {"a": "encode_failed"})
+    assert run(job_of(tmp_path, folder, target=target)).rejected == 1
+    retried = run(job_of(tmp_path, folder, target=target, sync={"retry_rejects": True}))
+    assert (retried.unchanged, retried.written, retried.rejected, rejects(tmp_path)) == (1, 1, 0, {})
+
+
 def test_too_many_rejects_fail_the_job_and_leave_the_table_consistent(tmp_path, texts):
     for i in range(4):
         (texts / f"bad{i}.txt").write_text(" ")

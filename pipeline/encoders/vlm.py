@@ -24,11 +24,13 @@ from pipeline.media import from_pixels
 from pipeline.vlm.adapter import adapter_lineage
 from pipeline.vlm.backbone import Backbone, check_images_reach, load_backbone
 from pipeline.vlm.base import Base, base_of
+from pipeline.vlm.causality import make_bidirectional
 from pipeline.vlm.message import MARKER, Message
 from pipeline.vlm.preparer import Preparer
+from pipeline.vlm.prepending import check_span
 from pipeline.vlm.reading import read
 from pipeline.vlm.settings import Prompt, Reading, Sizes
-from pipeline.vlm.templates import Template, template_of
+from pipeline.vlm.templates import Template, template_of, with_placeholder
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03, "float16": 0.004}
 """How far two vectors of one message may lie apart, in any coordinate, because of what else is in the batch."""
@@ -72,11 +74,12 @@ class Vlm:
         self._reading = _complete(_section(Reading, reading, "reading"), base)
         self._of, self._query, self._token_budget = of, False, token_budget
         asked = _section(Prompt, prompt, "prompt")
-        self._template = template_of(asked.template)
+        template = template_of(asked.template)
+        self._template = template if self._reading.prepending is None else with_placeholder(template)
         self._instruction, self._query_instruction = _instructions(asked, self._template)
         sized = _section(Sizes, sizes, "sizes")
         self._preparer = Once(functools.partial(Preparer, base, sized))
-        self._backbone = Once(functools.partial(_load, base, self._preparer, dtype=dtype, device=device, adapter=lora))
+        self._backbone = Once(functools.partial(_load, base, self._preparer, dtype=dtype, device=device, adapter=lora, reading=self._reading))
 
         self.dim = int(self._reading.width or 0)
         self.tolerance = TOLERANCE[dtype]
@@ -130,8 +133,10 @@ class Vlm:
         return vectors
 
 
-def _load(base: Base, preparer: Once[Preparer], *, dtype: str, device: str | None, adapter: Path | None) -> Backbone:
+def _load(base: Base, preparer: Once[Preparer], *, dtype: str, device: str | None, adapter: Path | None, reading: Reading) -> Backbone:
     backbone = load_backbone(base, preparer(), dtype=dtype, device=device, adapter=adapter)
+    if reading.bidirectional:
+        make_bidirectional(backbone.model)
     check_images_reach(backbone)
     return backbone
 
@@ -164,6 +169,8 @@ def _complete(reading: Reading, base: Base) -> Reading:
         raise ConfigError(f"reading.layer={layer} must lie between 1 and {text.num_hidden_layers}, the number of the model's layers")
     if width > text.hidden_size:
         raise ConfigError(f"reading.width={width} must lie between 1 and {text.hidden_size}, the length of the model's states")
+    if reading.prepending is not None:
+        check_span(reading.prepending, layer)
     return reading.model_copy(update={"layer": layer, "width": width})
 
 

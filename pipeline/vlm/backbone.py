@@ -54,6 +54,8 @@ class Backbone:
         self.hidden_size = int(decoder.config.hidden_size)
         self.image_token_id = preparer.image_token_id
         self._wanted = _Wanted()
+        self.alone = threading.Lock()
+        """For whoever puts hooks of one batch on the layers, as `prepending` does: other threads would run into them."""
         for depth, layer in enumerate(self.decoder_layers):
             layer.register_forward_pre_hook(self._keep(depth), with_kwargs=True)
 

@@ -8,6 +8,9 @@ import numpy as np
 MARKER = "<|image|>"
 """Stands in a text where an image goes, whatever the model calls it."""
 
+PLACEHOLDER = "<|placeholder|>"
+"""Stands in a text where Token Prepending wants a token of its own (`pipeline.vlm.prepending`)."""
+
 
 @dataclass(frozen=True)
 class Message:

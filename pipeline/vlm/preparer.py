@@ -14,7 +14,7 @@ import torch
 
 from pipeline.config import ConfigError
 from pipeline.vlm.base import QWEN, TILED, Base
-from pipeline.vlm.message import MARKER, Message, check_markers, neutral, neutralised
+from pipeline.vlm.message import MARKER, PLACEHOLDER, Message, check_markers, neutral, neutralised
 from pipeline.vlm.settings import Sizes
 from pipeline.vlm.templates import Template
 
@@ -36,6 +36,8 @@ class Prepared:
     images: dict[str, torch.Tensor]
     """This row's pixels and what goes with them, by the model's names; empty without images."""
     image_tokens: int
+    place: int | None = None
+    """Where the placeholder of Token Prepending stands, if the template has one."""
 
     def __len__(self) -> int:
         """Number of tokens, those of images included."""
@@ -53,6 +55,7 @@ class Preparer:
         self.tokenizer = self._processor.tokenizer
         self.image_token_id = int(base.config.get("image_token_id", base.config.get("image_token_index", self._processor.image_token_id)))
         self._control = _control(self._processor)
+        self._place_token = self.tokenizer.pad_token or self.tokenizer.eos_token  # no text has it
         self._lock = threading.Lock()
 
     def read(self, message: Message, template: Template, *, instruction: str | None = None, query: bool = False) -> Prepared:
@@ -78,7 +81,7 @@ class Preparer:
         if text.count(MARKER) != len(images):
             check_markers(text, len(images))
             raise ValueError(f"the text has no image marker ({MARKER}) and the message {len(images)} images")
-        joint = self._framed(text).replace(MARKER, self._image_text(bare=bare))
+        joint = self._framed(text).replace(MARKER, self._image_text(bare=bare)).replace(PLACEHOLDER, self._place_token)
         features = self._features(joint, images)
         ids = features["input_ids"][0]
         if not len(ids):
@@ -90,7 +93,8 @@ class Preparer:
         if bare and "mm_token_type_ids" in along:
             along["mm_token_type_ids"] = torch.zeros_like(ids)
         kept = {name: features[name] for name in _IMAGES if name in features} if images else {}
-        return Prepared(ids, along, kept, image_tokens)
+        place = ids.tolist().index(self.tokenizer.convert_tokens_to_ids(self._place_token)) if PLACEHOLDER in text else None
+        return Prepared(ids, along, kept, image_tokens, place)
 
     def collate(self, rows: list[Prepared]) -> dict[str, torch.Tensor]:
         """The rows as one batch: the arguments of the model's forward, padded to the right."""
@@ -180,7 +184,7 @@ def _control(processor: Any) -> re.Pattern[str]:
     """Matches every text that the tokenizer reads as a special token."""
     tokenizer = processor.tokenizer
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens |= {*tokenizer.all_special_tokens, *processor.all_special_multimodal_tokens} - {MARKER}
+    tokens |= {PLACEHOLDER, *tokenizer.all_special_tokens, *processor.all_special_multimodal_tokens} - {MARKER}
     # The longest first: one may begin another.
     found = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
     return re.compile("|".join(re.escape(token) for token in found) or r"(?!)")

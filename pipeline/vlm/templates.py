@@ -17,10 +17,10 @@ counts positions of an image as if it were text (get_rope_index looks for the be
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import ConfigError, nearest
-from pipeline.vlm.message import MARKER, Message, placed
+from pipeline.vlm.message import MARKER, PLACEHOLDER, Message, placed
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ def template_of(name: str) -> Template:
             "{input} is where the message goes, {instruction} where the instruction goes"
         )
     return _own(name)
+
+
+def with_placeholder(template: Template) -> Template:
+    """The template with the placeholder of Token Prepending before the text of each message."""
+
+    def prepended(render: Callable[[str, Message], str]) -> Callable[[str, Message], str]:
+        return lambda instruction, message: render(instruction, replace(message, text=PLACEHOLDER + message.text))
+
+    return replace(template, query=prepended(template.query), document=prepended(template.document))
 
 
 def _own(text: str) -> Template:

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import ConfigError
 from pipeline.vlm.backbone import check_images_matter, check_images_reach, load_backbone
 from pipeline.vlm.base import base_of
+from pipeline.vlm.heads import HeadShape, head_of
 from pipeline.vlm.message import MARKER, Message
 from pipeline.vlm.preparer import Preparer
 from pipeline.vlm.reading import read
 from pipeline.vlm.settings import Reading, Sizes
-from pipeline.vlm.templates import template_of
+from pipeline.vlm.templates import template_of, with_placeholder
 from tests.vlm.models import FAMILIES, LAYERS, WIDTH, picture
 
 PICTURES = (picture(1, 40, 20), picture(2, 16, 50), picture(3, 64, 64))
@@ -212,6 +213,32 @@ def test_vectors_are_pooled_in_float32_over_tokens_that_are_no_padding(pooling, 
         }[pooling][:20]
         assert vector.dtype == torch.float32
         assert (vector - wanted / wanted.norm()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["latent-attention", "multi-layer"])
+def test_a_heads_vector_is_a_rows_own_and_has_a_gradient(kind, backbone_of):
+    torch.manual_seed(0)
+    backbone = backbone_of("qwen2_vl")
+    head = head_of(HeadShape(kind=kind, latents=8, heads=2), WIDTH, layers=2)
+    rows = rows_of(backbone, MESSAGES)
+    together = read(backbone, rows, Reading(layer=2), head)
+    for index, row in enumerate(rows):
+        assert (read(backbone, [row], Reading(layer=2), head)[0] - together[index]).abs().max() < 1e-5
+    assert torch.allclose(together.norm(dim=1), torch.ones(len(rows)))
+    together.pow(3).sum().backward()
+    assert head.latents.grad is not None and bool(head.latents.grad.any())
+
+
+def test_prepending_needs_a_placeholder_in_every_row(backbone_of):
+    backbone, with_one = backbone_of("qwen2_vl"), with_placeholder(template_of("prompt-eol"))
+    rows = [backbone.preparer.read(message, with_one) for message in MESSAGES]
+    places = [int((row.input_ids == backbone.preparer.tokenizer.pad_token_id).nonzero()[0, 0]) for row in rows]
+    assert [row.place for row in rows] == places
+    assert rows[0].place == len('This sentence : "')
+    with torch.inference_mode():
+        read(backbone, rows, Reading(prepending=(1, 3)))
+        with pytest.raises(ValueError, match="no placeholder"):
+            read(backbone, rows_of(backbone, MESSAGES), Reading(prepending=(1, 3)))
 
 
 @pytest.mark.parametrize("path", sorted(Path("pipeline/vlm").glob("*.py")), ids=lambda path: path.name)

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.vlm.message import MARKER, Message
-from pipeline.vlm.templates import TEMPLATES, template_of
+from pipeline.vlm.message import MARKER, PLACEHOLDER, Message
+from pipeline.vlm.templates import TEMPLATES, template_of, with_placeholder
 from tests.vlm.models import picture
 
 TEXT = Message("a cat on a mat")
@@ -106,6 +106,12 @@ def test_a_template_of_ones_own_is_filled_in_once():
     own = template_of("Task: {instruction}\nInput: {input}.")
     assert own.query("see {input}", Message("{instruction} {braces}")) == "Task: see {input}\nInput: {instruction} {braces}."
     assert own.document("x", BOTH) == f"Task: x\nInput: {MARKER}What is it?."
+
+
+def test_a_placeholder_goes_before_the_text():
+    eol = with_placeholder(template_of("prompt-eol"))
+    assert eol.query("", TEXT) == eol.document("", TEXT) == f'This sentence : "{PLACEHOLDER}a cat on a mat" means in one word:"'
+    assert with_placeholder(template_of("plain")).query("Find it:", BOTH) == f"{MARKER}\nFind it: {PLACEHOLDER}What is it?"
 
 
 def test_a_wrong_name_is_refused_with_the_right_one():

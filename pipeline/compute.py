@@ -6,7 +6,7 @@ Memory. A worker holds its encoder and, for each of its threads, at most
 
 (`limits`; the last term is what goes to the encoder). b is what decoding takes a pixel: 7 for JPEG, 8 for PNG, TIFF, BMP, GIF
 and CMYK, 10 for AVIF, 16 for WebP, 20 for JPEG 2000 (measured at 36 megapixels). What counts is the largest image there
-is, not the limit: photographs of 24 megapixels and 10 MB take 0.7 GiB a thread. With it come two chunks with their rows, and
+is, not the limit: photographs of 24 megapixels and 10 MB take 0.6 GiB a thread. With it come two chunks with their rows, and
 of a container the slice (64 MiB) that is being read. In a container no value is larger than 64 MiB; stepping over a larger
 one costs nothing in a tar, three times 64 MiB in JSON Lines, sixteen times in CSV, but in Parquet four times that value,
 because Arrow reads a page whole. tests/test_memory.py measures it.

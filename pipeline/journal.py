@@ -31,10 +31,10 @@ class _State:
 
 
 class Journal:
-    """What has happened to one chunk so far, across the deaths of its workers."""
+    """What has happened to one chunk in one run so far, across the deaths of its workers. `name` says which chunk and run."""
 
-    def __init__(self, staging: Staging, chunk: str, watchdog: "Watchdog") -> None:
-        self._staging, self._name, self._watchdog = staging, f"attempts/{chunk}", watchdog
+    def __init__(self, staging: Staging, name: str, watchdog: "Watchdog") -> None:
+        self._staging, self._name, self._watchdog = staging, f"attempts/{name}", watchdog
         self._lock = threading.Lock()
         data = staging.get(self._name)
         self._state = _State(**json.loads(data)) if data else _State()

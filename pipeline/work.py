@@ -120,7 +120,8 @@ class ChunkWorker:
 
     def __call__(self, chunk: str, work: pa.Table) -> Receipt:
         """The receipt of a chunk; its `error` is set if the whole chunk failed. `work`: rows of a listing, or one slice."""
-        journal = Journal(self._staging, chunk, self._watchdog)
+        # Of this run alone: that a run was stopped, or another one has the same chunk in hand, says nothing about the items.
+        journal = Journal(self._staging, f"{self.task.run}-{chunk}", self._watchdog)
         # A chunk whose worker has died before goes alone: another death must name its cause.
         with self._room.whole() if journal.tries else self._room.place():
             journal.begin()

@@ -1,7 +1,7 @@
 """Run the faults: `python -m benchmarks.faults` all of them, `python -m benchmarks.faults NAME ...` some.
 
 Each fault runs in a process of its own, and prints a line of JSON for each route. The lines are kept in results.jsonl, and the table
-of docs/guarantees.md is made of them. All take about fifteen minutes on two cores.
+of docs/guarantees.md is made of them. All take about half an hour on two busy cores.
 """
 
 import json

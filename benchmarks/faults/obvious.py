@@ -74,9 +74,11 @@ def embed_in_stream(source: Path, table: Path, encoder: Hashing, *, resume_rows:
 
 
 def embed_with_checkpoint(source: Path, table: Path, encoder: Hashing, *, checkpoint: str) -> None:
-    """Ray Data's checkpoint remembers the ids that were written. 50 rows a file stand for the default million."""
+    """Ray Data's checkpoint remembers the ids that were written. 50 rows a file and blocks of 4 kB stand for a million and 128 MB."""
     start_ray()
-    ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=checkpoint)
+    context = ray.data.DataContext.get_current()
+    context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=checkpoint)
+    context.target_max_block_size = 4096
     embed(source, table, encoder, rows_per_file=50)
 
 

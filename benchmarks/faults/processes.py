@@ -57,7 +57,7 @@ def checkpoint_resumed(folder: Path) -> Iterator[Outcome]:
     """Ray Data's CheckpointConfig, the driver killed half way, then the job runs again"""
     rows = texts(400)
     source, table, log, checkpoint = write_texts(folder / "source", rows), folder / "t.lance", folder / "log", folder / "checkpoint"
-    job = obvious.start("embed_with_checkpoint", source, table, log=log, seconds=SLOW_S, checkpoint=str(checkpoint))
+    job = obvious.start("embed_with_checkpoint", source, table, log=log, seconds=4 * SLOW_S, checkpoint=str(checkpoint))
     kill_driver(job, lambda: sum(1 for path in checkpoint.rglob("*") if path.is_file()) >= 3)
     error = obvious.finish(obvious.start("embed_with_checkpoint", source, table, log=log, checkpoint=str(checkpoint)))
     yield observe("CheckpointConfig + lance_ray.write_lance", table, rows, error=error)

@@ -40,7 +40,7 @@ PROOFS: dict[Fault, list[str]] = {
     ],
     processes.driver_killed: [
         f"{KILLED}::test_a_driver_killed_half_way_is_finished_by_the_rerun",
-        "tests/jobs/test_chaos.py::test_a_driver_killed_ten_times_leaves_what_one_run_would",
+        "tests/jobs/test_chaos.py::test_drivers_and_workers_killed_ten_times_leave_what_one_run_would",
     ],
     processes.checkpoint_resumed: [f"{EMBED}::test_staged_work_of_a_dead_run_is_adopted"],
     processes.two_jobs_at_once: [f"{KILLED}::test_two_jobs_started_together_on_an_empty_table_lose_and_repeat_nothing"],

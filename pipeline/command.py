@@ -35,7 +35,8 @@ def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Ray starts its processes by fork and exec at once, which is safe; lance cannot know and warns.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         doc = inspect.getdoc(sys.modules[run.__module__]) or ""
@@ -63,7 +64,15 @@ def _stdout_for_the_report() -> Iterator[None]:
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop_at_once)
     raise KeyboardInterrupt
+
+
+def _stop_at_once(signum: int, frame: types.FrameType | None) -> None:
+    # Ray's shut-down does not bear an exception in its midst, it crashes. A commit is whole or not there.
+    os.write(2, b"stopped at once; what was committed stays, run the same command again to go on\n")
+    os._exit(1)
 
 
 def _run(

@@ -17,6 +17,7 @@ from pipeline.config import Ref
 from pipeline.encoders.hashing import Hashing
 from pipeline.fill import Filling, prepare
 from pipeline.report import EmbedReport
+from pipeline.table.at import TableAt
 from pipeline.work import ChunkWorker
 from tests.jobs.test_embed_killed import ITEMS, finish, rows, start, texts  # noqa: F401
 
@@ -48,6 +49,24 @@ def test_runs_that_were_killed_are_not_held_against_the_items_they_had_in_hand(t
             ChunkWorker(replace(task, encoder=interrupted, run=f"run-{number}"))(chunk.id, chunk.work)
     receipt = ChunkWorker(task)(chunk.id, chunk.work)
     assert (receipt.error, receipt.rows, receipt.rejects.num_rows) == (None, 5, 0)
+
+
+def test_more_than_one_ctrl_c_ends_the_job_at_once_and_in_order(tmp_path, texts):  # noqa: F811
+    """The second one met Ray's shut-down, and the process crashed with a segmentation fault."""
+    driver = start(tmp_path, texts, encoder="tests.sources:Faulty", seconds=0.3)
+    at = TableAt(uri=str(tmp_path / "db"), name="t")
+    deadline = time.monotonic() + 120
+    while (dataset := at.open()) is None or dataset.count_rows() == 0:
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.1)
+    for _ in range(3):
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, err = driver.communicate(timeout=30)
+    assert driver.returncode == 1, err[-2000:]
+    assert "run the same command again to go on" in err
+    report = finish(start(tmp_path, texts, encoder="tests.sources:Faulty"))
+    assert report["written"] + report["unchanged"] == ITEMS == len(rows(tmp_path))
 
 
 def descendants(pid):

@@ -66,4 +66,5 @@ def one_line(error: str) -> str:
     lines = [line.strip() for line in error.splitlines() if line.strip()] or ["no message"]
     named = [line for line in lines if re.match(r"(exit \d|failed|configuration error|no answer|[\w.]*(Error|Exception)(\([\w.]*\))?):? ", line)]
     text = " ".join((named or lines)[-1].replace("`", "'").replace("|", "/").split())
+    text = re.sub(r", /\S+\.rs:[\d:]+", "", text)  # where in Lance's source it was raised
     return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,73 @@
+"""Saved: the encoder of a folder that has a tessera.json. What a job file names as
+
+encoder: {target: pipeline.vlm.saved:open_encoder, args: {folder: encoders/mine}}
+"""
+
+from pathlib import Path
+
+from pipeline.config import ConfigError
+from pipeline.encoders.lineage import fingerprint_of, sha256_of
+from pipeline.encoders.vlm import Vlm
+from pipeline.vlm.spec import FILE, HEAD, EncoderSpec, digests, load_spec, outside_digests
+from pipeline.vlm.textimage import page_lineage
+
+
+def open_encoder(folder: str, *, device: str | None = None, cache_dir: str | None = None, token_budget: int | None = None) -> Vlm:
+    """The encoder that was saved in `folder`, with the fingerprint it was saved with.
+
+    Raises ConfigError if a file of it has changed, or if this release would make other vectors of the same files.
+    """
+    path = Path(folder).expanduser().absolute()
+    spec = load_spec(path)
+    if spec.head is not None or spec.page is not None:
+        raise ConfigError(f"{path / FILE}: encoders with a trained head (head) or with drawn texts (page) cannot be opened by jobs yet")
+    encoder = _encoder(spec, path, device=device, cache_dir=cache_dir, token_budget=token_budget)
+    found = fingerprint_of(_lineage(spec, path, encoder))
+    if found != spec.fingerprint:
+        raise ConfigError(
+            f"{path / FILE} names the fingerprint {spec.fingerprint}, and what it describes has {found}: it was edited, or this release "
+            "reads it otherwise. Use the release that saved it, or save the encoder anew and fill a new table"
+        )
+    return encoder
+
+
+def sealed(spec: EncoderSpec, folder: Path) -> EncoderSpec:
+    """The spec with digests of the folder's files as they are now, and the fingerprint of the encoder that they make."""
+    folder = folder.absolute()
+    outside = Path(spec.base.model).expanduser()
+    if not inside(spec.base.model) and outside.is_dir():
+        spec = spec.model_copy(update={"base": spec.base.model_copy(update={"files": outside_digests(outside)})})
+    spec = spec.model_copy(update={"files": digests(folder)})
+    return spec.model_copy(update={"fingerprint": fingerprint_of(_lineage(spec, folder, _encoder(spec, folder)))})
+
+
+def inside(model: str) -> bool:
+    """Whether a spec's base is a folder within its own."""
+    return model == "." or model.startswith("./")
+
+
+def _encoder(spec: EncoderSpec, folder: Path, *, device: str | None = None, cache_dir: str | None = None, token_budget: int | None = None) -> Vlm:
+    return Vlm(
+        str(folder / spec.base.model) if inside(spec.base.model) else spec.base.model,
+        adapter=None if spec.adapter is None else str(folder / spec.adapter),
+        prompt=spec.prompt,
+        reading=spec.reading,
+        sizes=spec.sizes,
+        of=spec.of,
+        dtype=spec.dtype,
+        device=device,
+        revision=spec.base.revision,
+        cache_dir=cache_dir,
+        token_budget=token_budget,
+    )
+
+
+def _lineage(spec: EncoderSpec, folder: Path, encoder: Vlm) -> dict[str, object]:
+    """The encoder's own lineage, and what it does not know of: so an encoder without them is the same as in a job file."""
+    lineage = dict(encoder.lineage)
+    if spec.head is not None:
+        lineage["head"] = {**spec.head.model_dump(mode="json"), "weights": sha256_of(folder / HEAD)}
+    if spec.page is not None:
+        font = None if spec.page.font is None else str(folder / spec.page.font)
+        lineage["page"] = page_lineage(spec.page.model_copy(update={"font": font}))
+    return lineage

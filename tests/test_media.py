@@ -150,6 +150,16 @@ def test_half_transparent_pixels_are_mixed_with_white():
     assert decode(keyed, LIMITS).tolist() == [[[255] * 3, [1, 2, 3]]]
 
 
+def test_a_large_image_is_converted_by_strips_without_a_seam():
+    pixels = np.random.default_rng(3).integers(0, 256, (1500, 1100, 4), dtype=np.uint8)
+    seen = decode(encoded(Image.fromarray(pixels), "PNG", compress_level=1), Limits())
+    alpha = pixels[..., 3:] / 255
+    np.testing.assert_allclose(seen, pixels[..., :3] * alpha + 255 * (1 - alpha), atol=1)
+    grey = np.random.default_rng(4).integers(0, 2**16, (1500, 1100), dtype=np.uint16)
+    seen = decode(encoded(Image.fromarray(grey), "PNG", compress_level=1), Limits())
+    np.testing.assert_allclose(seen, np.repeat(grey[..., None] / 257, 3, axis=2), atol=0.51)
+
+
 def test_one_bit_images_are_black_and_white():
     bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
     assert decode(encoded(bits, "PNG"), LIMITS).tolist() == [[[0] * 3, [255] * 3]]

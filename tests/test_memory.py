@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -15,13 +17,14 @@ from PIL import Image
 MIB = 2**20
 
 
-def grown(tmp_path, source, *, target, encoder="pipeline.encoders.hashing:Hashing", threads=1, **args):
+def grown(tmp_path, source, *, target, encoder="pipeline.encoders.hashing:Hashing", threads=1, limits=None, **args):
     """What a worker made of a source, and by how many bytes its process grew at its peak."""
     job = {
         "source": {"target": f"pipeline.readers.{target}", "args": {"uri": str(source), **args}},
         "encoder": {"target": encoder},
         "table": {"uri": str(tmp_path / "db"), "name": "t", "thumbnail_px": 128},
         "compute": {"threads": threads},
+        "limits": limits or {},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     command = [sys.executable, "-m", "tests.peak", str(tmp_path / "job.yaml")]
@@ -85,3 +88,13 @@ def test_a_tar_member_that_claims_ten_gigabytes_is_stepped_over(tmp_path, whole)
     found = grown(tmp_path, tmp_path / "a.tar", target="webdataset:WebDataset", image=None)
     assert (found["rows"], found["rejects"], found["errors"]) == (2 if whole else 1, {"bad_row": 1}, [])
     assert found["grown"] <= 200 * MIB
+
+
+def test_an_image_in_a_container_is_held_to_the_limit_and_a_giant_value_is_its_rows_fault(tmp_path):
+    images = pa.array([b"x" * 200, bytes(70 * MIB)], pa.large_binary())
+    pq.write_table(pa.table({"id": ["small", "giant"], "image": images}), tmp_path / "a.parquet")
+    limits = {"max_item_bytes": 100}
+    found = grown(
+        tmp_path, tmp_path / "a.parquet", target="parquet:Parquet", encoder="tests.sources:Quadrants", limits=limits, id="id", image="image"
+    )
+    assert (found["rows"], found["rejects"], found["errors"]) == (0, {"too_many_bytes": 1, "bad_row": 1}, [])

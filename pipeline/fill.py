@@ -242,9 +242,13 @@ class Filling:
         rows = p.table.require().to_table(columns=["id", "_unit"], filter=f"source = {quoted(p.reader.source)}")
         if p.plan.vanished_ids is not None:
             return rows["id"].filter(pa.array(np.isin(hash64(rows["id"]), p.plan.vanished_ids))).to_pylist() if len(rows) else []
-        met = self.committer.own.find(hash64(rows["id"]))[0] if len(rows) else np.empty(0, bool)
+        if len(rows) == 0:
+            return []
+        hashes = hash64(rows["id"])
+        known = p.contents.own.find(hashes)[0]  # what another job has brought since the plan is not ours to miss
+        met = self.committer.own.find(hashes)[0]
         complete = np.isin(rows["_unit"].to_numpy().astype(object), list(p.plan.complete_units))
-        ids: list[str] = rows["id"].filter(pa.array(~met & ~complete)).to_pylist()
+        ids: list[str] = rows["id"].filter(pa.array(known & ~met & ~complete)).to_pylist()
         return ids
 
     def _note_units(self) -> None:

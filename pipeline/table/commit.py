@@ -38,7 +38,8 @@ class _Fitted:
     """Staged rows of one chunk as they can be committed now."""
 
     staged: Staged
-    overtaken: int
+    overtaken: np.ndarray
+    """Id hashes of the rows that another job committed first."""
     duplicates: pa.Table
 
 
@@ -50,7 +51,7 @@ class Committer:
     staging: Staging
     contents: Contents
     own: Known = field(default_factory=Known)
-    """What this run has committed or met unchanged: a second item of the same id is a duplicate."""
+    """What this run has committed, or met and found written: a second item of the same id is a duplicate."""
     foreign: Known = field(default_factory=Known)
     """What other jobs committed since the plan."""
     counts: Committed = field(default_factory=Committed)
@@ -165,14 +166,13 @@ class Committer:
     def _without(self, staged: Staged, duplicate: np.ndarray, overtaken: np.ndarray, dataset: lance.LanceDataset) -> _Fitted:
         """The part without some of its rows; those that stay are staged again under the same chunk."""
         if not duplicate.any() and not overtaken.any():
-            return _Fitted(staged, 0, REJECT.empty_table())
+            return _Fitted(staged, np.empty(0, np.uint64), REJECT.empty_table())
         rows = read_staged(staged.fragments, self.at.path(), self.at.options)
         keep = ~duplicate & ~overtaken
         kept = rows.filter(pa.array(keep))
         fragments = stage_rows(kept, self.at, dataset) if kept.num_rows else []
-        return _Fitted(
-            Staged(fragments, staged.ids[keep], staged.versions[keep]), int(overtaken.sum()), _duplicates(rows.filter(pa.array(duplicate)))
-        )
+        fitted = Staged(fragments, staged.ids[keep], staged.versions[keep])
+        return _Fitted(fitted, staged.ids[overtaken], _duplicates(rows.filter(pa.array(duplicate))))
 
     def _account_read(self, receipt: Receipt) -> None:
         """Count what the worker found that needs no commit."""
@@ -194,11 +194,12 @@ class Committer:
         for receipt, f in zip(receipts, fitted, strict=True):
             rows = len(f.staged.ids)
             self.own.add(f.staged.ids, f.staged.versions)
+            self.own.add(f.overtaken, np.zeros(len(f.overtaken), np.uint64))
             self.chunks[receipt.chunk] += rows
             self.counts.replaced += rows if replaced else 0
             self.counts.written += 0 if replaced else rows
-            self.counts.unchanged += f.overtaken
-            self.counts.overtaken += f.overtaken
+            self.counts.unchanged += len(f.overtaken)
+            self.counts.overtaken += len(f.overtaken)
             self.counts.rejected += f.duplicates.num_rows
             self.reasons.update(f.duplicates["reason"].to_pylist())
             if receipt.unit is not None:

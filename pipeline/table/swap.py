@@ -7,13 +7,15 @@
 * `delete` removes rows; refused if their fragments were touched.
 
 A Merge must keep every fragment, so it cannot do what `replace` does: a fragment whose rows are all replaced goes.
-`self_test` proves the first two of the engine and the store at hand.
+`self_test` proves the first two of the engine, and that the store lets one of several commits at the same moment win.
 """
 
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import lance
@@ -25,6 +27,9 @@ from pipeline.table.at import TableAt, create_dataset
 from pipeline.table.contents import id_predicate, rows_with
 
 MAX_TRIES = 200
+
+RACERS = 4
+"""Commits at once in the self-test: a store without conditional writes let more than one win in 20 of 20 trials."""
 
 Options = dict[str, str] | None
 T = TypeVar("T")
@@ -96,6 +101,7 @@ def self_test(at: TableAt) -> None:
             raise EngineRefused(
                 f"pylance {lance.__version__} on {at.uri} lost or repeated a row when it was replaced; install the version of constraints.txt"
             )
+        _one_must_win(replaced, at)
     finally:
         lance.LanceDataset.drop(scratch.path(), storage_options=at.options)
 
@@ -107,5 +113,28 @@ def _must_conflict(commit: Callable[[], object], at: TableAt) -> None:
         return
     raise EngineRefused(
         f"pylance {lance.__version__} on {at.uri} accepted a stale commit: rows would be duplicated by concurrent jobs. "
-        "Install the pylance version of constraints.txt, or use a store with conditional writes"
+        "Install the pylance version of constraints.txt"
     )
+
+
+def _one_must_win(dataset: lance.LanceDataset, at: TableAt) -> None:
+    """Commits at the same moment, which only the store can tell apart: it has to refuse to write a file that is there."""
+    rows = pa.table({"id": ["c"]}, schema=dataset.schema)
+    fragments = [write_fragments(rows, dataset, mode="append", storage_options=at.options) for _ in range(RACERS)]
+    start = threading.Barrier(RACERS)
+
+    def wins(own: list[FragmentMetadata]) -> bool:
+        start.wait()
+        try:
+            insert(dataset, own, at.options)
+        except CommitConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(RACERS) as pool:
+        winners = sum(pool.map(wins, fragments))
+    if winners != 1:
+        raise EngineRefused(
+            f"the store of {at.uri} let {winners} of {RACERS} commits of one version succeed: it does not honour conditional writes (If-None-Match), "
+            "and jobs that run at once would lose rows. Use a store that does"
+        )

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from jobs import embed
 from jobs.embed import EmbedJob, plan, run
 from pipeline.config import ConfigError, JobFailed, Ref
 from pipeline.encoders.hashing import Hashing
@@ -306,3 +307,19 @@ def test_half_precision_tables_hold_the_same_directions(tmp_path, texts):
     assert str(table(tmp_path).require().schema.field("vector").type) == "fixed_size_list<item: halffloat>[16]"
     with pytest.raises(ConfigError, match=r"table\.dtype"):
         run(job_of(tmp_path, texts))
+
+
+def test_a_run_deletes_nothing_that_an_overlapping_one_has_brought(tmp_path):
+    """What another job committed after the listing, or before this one could, used to count as vanished."""
+    folder = tmp_path / "ledgers"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps([[f"a{i}", f"text {i}"] for i in range(10)]))
+    job = job_of(tmp_path, folder, target="Ledgers", sync={"vanished": "delete", "max_vanished": 1.0})
+    run(job)
+    (folder / "a.json").write_text(json.dumps([[f"a{i}", f"text {i}"] for i in range(11)]))
+    late = embed._prepare(job)
+    (folder / "b.json").write_text(json.dumps([["b0", "another"]]))
+    assert run(job).written == 2
+    report, problem = embed._fill(job, late)
+    assert (report.overtaken, report.vanished, report.deleted, problem) == (1, 0, 0, None)
+    assert report.rows_in_table == 12

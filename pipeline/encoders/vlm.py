@@ -110,6 +110,10 @@ class Vlm:
         """Load the weights now."""
         self._backbone()
 
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """The image no larger than the model reads it, uint8 (h, w, 3): the vector stays the same."""
+        return self._preparer().resized(image)
+
     def encode(self, items: pa.Table) -> np.ndarray:
         """Vectors of items, each by its image, its text or both: (N, dim) float32, norm 1.
 

@@ -24,6 +24,9 @@ _IMAGES = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_size
 _NESTED = (*TILED, "llava_onevision")
 """Model types whose processor is told which images are of one row: LLaVA-OneVision cuts an image into tiles only if it is alone."""
 
+_LONGEST = 200
+"""Qwen's processor refuses an image so many times longer than wide, and says so when the row is made."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -95,6 +98,23 @@ class Preparer:
         kept = {name: features[name] for name in _IMAGES if name in features} if images else {}
         place = ids.tolist().index(self.tokenizer.convert_tokens_to_ids(self._place_token)) if PLACEHOLDER in text else None
         return Prepared(ids, along, kept, image_tokens, place)
+
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """The image at the size that the model reads it in, where it has one of its own (the Qwen family); else unchanged.
+
+        uint8 (H, W, 3) to uint8 (h, w, 3). The same row comes of it, to the bit: for decode workers, who then hold less.
+        """
+        processor = self._processor.image_processor
+        height, width = image.shape[:2]
+        if self.kind not in QWEN or max(height, width) > _LONGEST * min(height, width):
+            return image
+        from transformers.image_utils import SizeDict
+
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        factor = processor.patch_size * processor.merge_size
+        pixels = processor.resize(pixels, size=SizeDict(**dict(processor.size)), resample=processor.resample, factor=factor)
+        resized: np.ndarray = pixels[0].permute(1, 2, 0).contiguous().numpy()
+        return resized
 
     def collate(self, rows: list[Prepared]) -> dict[str, torch.Tensor]:
         """The rows as one batch: the arguments of the model's forward, padded to the right."""

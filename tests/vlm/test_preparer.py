@@ -139,3 +139,17 @@ def test_a_row_of_thin_pictures_is_prepared_or_refused_by_name(preparer_of):
     assert row.image_tokens >= 1
     with pytest.raises(ValueError, match="aspect ratio"):
         preparer_of("qwen2_vl").prepare(MARKER, (np.zeros((2, 900, 3), np.uint8),))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_that_was_resized_before_gives_the_same_row(family, preparer_of):
+    preparer = preparer_of(family)
+    for height, width in ((40, 20), (100, 333), (7, 9), (64, 64), (500, 700)):
+        image = picture(height, height, width)
+        resized = preparer.resized(image)
+        wanted, found = (preparer.prepare(MARKER, (each,)) for each in (image, resized))
+        assert torch.equal(wanted.input_ids, found.input_ids)
+        assert all(torch.equal(values, found.images[name]) for name, values in wanted.images.items())
+        assert resized.size <= 32 * 32 * 3 if family.startswith("qwen") else resized is image
+    thin = np.zeros((2, 900, 3), np.uint8)
+    assert preparer.resized(thin) is thin

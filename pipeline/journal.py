@@ -3,7 +3,8 @@
 Ray retries a task whose worker died without limit, so a decompression bomb that slips through, a segfault in a native decoder or a
 hanging read would stop a job for ever. The journal counts the tries of a chunk. From the second try on the chunk has the
 process for itself, and the items in flight are named before they are touched; after another death those are tried one
-by one; one that dies alone is `dead`: it becomes a reject row, and the chunk goes on without it.
+by one; one whose process dies twice while it is alone there is `dead`: it becomes a reject row, and the chunk goes on
+without it. Twice, because machines are taken away and processes killed for reasons that are not the item's.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 
 from pipeline.table.stage import Staging
 
-MAX_BARREN_TRIES = 5
+MAX_BARREN_TRIES = 8
 """Tries of a chunk that may end in the worker's death without naming an item; then the chunk fails."""
 
 
@@ -26,6 +27,8 @@ MAX_BARREN_TRIES = 5
 class _State:
     tries: int = 0
     suspects: list[str] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    """Suspects whose process has died once while they were alone in it."""
     dead: list[str] = field(default_factory=list)
     in_flight: list[list[str]] = field(default_factory=list)
 
@@ -44,9 +47,9 @@ class Journal:
         state = self._state
         state.tries += 1
         in_flight = [i for ids in state.in_flight for i in ids]
-        # Only an item that was alone in the process is known to have ended it.
-        target = state.dead if len(in_flight) == 1 else state.suspects
-        target += [i for i in in_flight if i not in target]
+        state.suspects += [i for i in in_flight if i not in state.suspects]
+        if len(in_flight) == 1:
+            (state.dead if in_flight[0] in state.alone else state.alone).append(in_flight[0])
         state.in_flight = []
         state.suspects = [i for i in state.suspects if i not in state.dead]
         self._write()
@@ -96,6 +99,8 @@ class Journal:
     def accuse(self, ids: list[str]) -> None:
         """Write down that `ids` hang: the process is about to be ended because of them."""
         self._state.in_flight = [ids]
+        if len(ids) == 1:
+            self._state.alone += ids  # nobody else can have ended the process
         self._write()
 
     def end(self) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
@@ -84,6 +82,9 @@ def runner(kind: str, method: str, num_pairs: int, chunk: int) -> Callable[[int]
 
 def theirs(encoder: Encoder, queries: list[Tensor], positives: list[Tensor], chunk: int) -> Callable[[int], float]:
     """sentence-transformers takes the whole batch collated, and cuts that."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
     model = SentenceTransformer(modules=[encoder], device="cpu")
     loss = CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=chunk)
     sides = [collated(queries), collated(positives)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,7 +48,7 @@ class GradCache:
         `negatives`: for each query as many as it has, none included; empty if no row has any. Every rank must call it, with at least one row.
         """
         _check_rows(queries, positives, negatives)
-        self._refuse_batch_statistics()
+        self._check_modules()
         flat = [row for own in negatives for row in own]
         if self.embed_documents is None:
             sides = [(self.embed, [*queries, *positives, *flat])]
@@ -111,12 +111,14 @@ class GradCache:
             finally:
                 self._sync(last=True)
 
-    def _refuse_batch_statistics(self) -> None:
-        """ValueError if a vector would depend on which rows share its chunk."""
-        if self.chunk is None and world()[1] == 1:
-            return
+    def _check_modules(self) -> None:
+        """ValueError if a vector would depend on which rows share its chunk, or if gradients would be averaged wrongly."""
         for module in self.modules:
             for name, part in module.named_modules():
+                if isinstance(part, FullyShardedDataParallel):
+                    raise ValueError(f"{name or 'the module'} is wrapped by FullyShardedDataParallel; shard it by torch.distributed.fsdp.fully_shard")
+                if self.chunk is None and world()[1] == 1:
+                    continue
                 if isinstance(part, _BatchNorm) and part.training:
                     raise ValueError(
                         f"{name or 'the module'} is a {type(part).__name__} in training mode: its vectors depend on the chunk, so gradients would "

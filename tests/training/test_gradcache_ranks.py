@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.training.chunks import Budget, Rows
@@ -98,3 +98,18 @@ def test_two_sharded_towers_accumulate_two_batches():
     wanted = towers([ROWS])
     for found in run_on_ranks(towers, 2, [8, 4]):
         assert worst(wanted, found) < 1e-10
+
+
+def wrapped():
+    try:
+        case("InfoNCE", "FSDP1", Rows(3), [6, 6])
+    except ValueError as error:
+        return str(error)
+
+
+WRAPS["FSDP1"] = lambda module: FullyShardedDataParallel(module, device_id=torch.device("cpu"))
+
+
+def test_the_old_fsdp_is_refused():
+    """Its shards look like plain parameters: averaging them over ranks would mix different parts of the model."""
+    assert all("fully_shard" in message for message in run_on_ranks(wrapped, 2))

@@ -127,7 +127,7 @@ class GradCache:
 
 
 def _check_rows(queries: Sequence[Any], positives: Sequence[Any], negatives: Sequence[Sequence[Any]]) -> None:
-    if not queries or len(queries) != len(positives) or (negatives and len(negatives) != len(queries)):
+    if len(queries) == 0 or len(queries) != len(positives) or (negatives and len(negatives) != len(queries)):
         raise ValueError(
             f"{len(queries)} queries, {len(positives)} positives and negatives of {len(negatives)} rows: there must be at least one query, "
             "one positive for each, and negatives of every row (an empty list where it has none) or of no row"

@@ -110,7 +110,8 @@ class Preparer:
             return image
         from transformers.image_utils import SizeDict
 
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        # A copy: the pixels of an Arrow table are read-only, which torch warns of.
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         factor = processor.patch_size * processor.merge_size
         pixels = processor.resize(pixels, size=SizeDict(**dict(processor.size)), resample=processor.resample, factor=factor)
         resized: np.ndarray = pixels[0].permute(1, 2, 0).contiguous().numpy()

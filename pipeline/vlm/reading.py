@@ -2,12 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from pipeline.config import ConfigError, Model
+from pipeline.encoders.lineage import sha256_of
 from pipeline.encoders.pooling import Mode, pool
 from pipeline.vlm.backbone import Backbone
-from pipeline.vlm.heads import LatentAttention, MultiLayerPooling
+from pipeline.vlm.heads import HeadShape, LatentAttention, MultiLayerPooling, head_of
 from pipeline.vlm.preparer import Prepared
 from pipeline.vlm.prepending import prepending
 from pipeline.vlm.settings import Pooling, Reading
@@ -15,6 +18,32 @@ from pipeline.vlm.settings import Pooling, Reading
 _MODES: dict[Pooling, Mode] = {"last": "lasttoken", "mean": "mean", "cls": "cls", "weightedmean": "weightedmean"}
 
 Head = LatentAttention | MultiLayerPooling
+
+
+class TrainedHead(Model):
+    """A head with its weights."""
+
+    shape: HeadShape
+    """What it is."""
+    weights: str
+    """A .safetensors file of its state."""
+
+    def lineage(self) -> dict[str, object]:
+        """Its shape, and the digest of its weights. Raises ConfigError if there is no such file."""
+        if not Path(self.weights).is_file():
+            raise ConfigError(f"the head's weights {self.weights} are not there; training and `save_encoder` write them beside the model")
+        return {**self.shape.model_dump(mode="json"), "weights": sha256_of(self.weights)}
+
+    def load(self, dim: int, *, layers: int, device: torch.device) -> Head:
+        """The head for a model of this width and so many layers. Raises ConfigError if its weights are of another shape."""
+        from safetensors.torch import load_file
+
+        head = head_of(self.shape, dim, layers=layers)
+        try:
+            head.load_state_dict(load_file(self.weights))
+        except RuntimeError as error:
+            raise ConfigError(f"{self.weights} does not fit a {self.shape.kind} head for {layers} layers of width {dim}: {error}") from error
+        return head.eval().requires_grad_(False).to(device)
 
 
 def read(backbone: Backbone, rows: list[Prepared], reading: Reading, head: Head | None = None) -> torch.Tensor:

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import ConfigError, Ref
 from pipeline.encoders.vlm import Vlm
 from pipeline.testing import check_encoder
+from pipeline.vlm.heads import HeadShape, head_of
 from pipeline.vlm.message import MARKER, Message
+from pipeline.vlm.textimage import Page, draw
 from tests.encoders.models import items_of
 from tests.vlm.models import LAYERS, SPECIAL, WIDTH, picture, save_model
 
@@ -135,6 +137,37 @@ def test_an_adapter_changes_vectors_and_fingerprint(folder, plain, tmp_path):
     assert adapted.fingerprint != plain.fingerprint
     with pytest.raises(ConfigError, match="holds no adapter"):
         Vlm(str(folder), adapter=str(folder))
+
+
+@pytest.mark.parametrize("kind", ["latent-attention", "multi-layer"])
+def test_a_trained_head_takes_the_place_of_the_pooling(kind, folder, plain, tmp_path):
+    shape, encoders = {"kind": kind, "latents": 8, "heads": 2}, []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        weights = str(tmp_path / f"{seed}.safetensors")
+        save_file(head_of(HeadShape(**shape), WIDTH, layers=2).state_dict(), weights)
+        encoders.append(Vlm(str(folder), device="cpu", reading={"layer": 2}, head={"shape": shape, "weights": weights}))
+    check_encoder(encoders[0], ITEMS)
+    assert np.abs(encoders[0].encode(ITEMS) - encoders[1].encode(ITEMS)).max() > 1e-2
+    assert len({plain.fingerprint, *(encoder.fingerprint for encoder in encoders)}) == 3
+    with pytest.raises(ConfigError, match="does not fit"):
+        Vlm(str(folder), device="cpu", reading={"layer": 2}, head={"shape": {**shape, "latents": 9}, "weights": weights}).load()
+    with pytest.raises(ConfigError, match="are not there"):
+        Vlm(str(folder), head={"shape": shape, "weights": "nowhere"})
+
+
+def test_drawn_texts_reach_the_model_as_images(folder, plain):
+    page = {"width_px": 32, "line_px": 16, "font_px": 12}
+    encoder = Vlm(str(folder), device="cpu", page=page)
+    check_encoder(encoder, items_of(["a cat", "dogs", f"1 {MARKER} 2"], [None, None, PICTURES[0]]))
+    sheets = [draw(text, Page(**page)).image for text in ("one ", " two")]
+    drawn, wanted = Message(f"one {MARKER} two", (PICTURES[0],)), Message("", (sheets[0], PICTURES[0], sheets[1]))
+    assert np.abs(encoder.encode_messages([drawn]) - plain.encode_messages([wanted])).max() < 1e-6
+    picture_alone = MESSAGES[1:2]
+    assert np.abs(encoder.encode_messages(picture_alone) - plain.encode_messages(picture_alone)).max() < 1e-6
+    assert encoder.fingerprint != plain.fingerprint
+    with pytest.raises(ValueError, match="none of the letters '日本'"):
+        encoder.encode_messages([Message("日本")])
 
 
 def test_dim_and_fingerprint_are_known_before_weights_load(folder, tmp_path):

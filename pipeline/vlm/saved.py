@@ -6,10 +6,10 @@ encoder: {target: pipeline.vlm.saved:open_encoder, args: {folder: encoders/mine}
 from pathlib import Path
 
 from pipeline.config import ConfigError
-from pipeline.encoders.lineage import fingerprint_of, sha256_of
 from pipeline.encoders.vlm import Vlm
+from pipeline.vlm.reading import TrainedHead
 from pipeline.vlm.spec import FILE, HEAD, EncoderSpec, digests, load_spec, outside_digests
-from pipeline.vlm.textimage import page_lineage
+from pipeline.vlm.textimage import Page
 
 
 def open_encoder(folder: str, *, device: str | None = None, cache_dir: str | None = None, token_budget: int | None = None) -> Vlm:
@@ -19,10 +19,8 @@ def open_encoder(folder: str, *, device: str | None = None, cache_dir: str | Non
     """
     path = Path(folder).expanduser().absolute()
     spec = load_spec(path)
-    if spec.head is not None or spec.page is not None:
-        raise ConfigError(f"{path / FILE}: encoders with a trained head (head) or with drawn texts (page) cannot be opened by jobs yet")
     encoder = _encoder(spec, path, device=device, cache_dir=cache_dir, token_budget=token_budget)
-    found = fingerprint_of(_lineage(spec, path, encoder))
+    found = encoder.fingerprint
     if found != spec.fingerprint:
         raise ConfigError(
             f"{path / FILE} names the fingerprint {spec.fingerprint}, and what it describes has {found}: it was edited, or this release "
@@ -38,7 +36,7 @@ def sealed(spec: EncoderSpec, folder: Path) -> EncoderSpec:
     if not inside(spec.base.model) and outside.is_dir():
         spec = spec.model_copy(update={"base": spec.base.model_copy(update={"files": outside_digests(outside)})})
     spec = spec.model_copy(update={"files": digests(folder)})
-    return spec.model_copy(update={"fingerprint": fingerprint_of(_lineage(spec, folder, _encoder(spec, folder)))})
+    return spec.model_copy(update={"fingerprint": _encoder(spec, folder).fingerprint})
 
 
 def inside(model: str) -> bool:
@@ -53,6 +51,8 @@ def _encoder(spec: EncoderSpec, folder: Path, *, device: str | None = None, cach
         prompt=spec.prompt,
         reading=spec.reading,
         sizes=spec.sizes,
+        head=None if spec.head is None else TrainedHead(shape=spec.head, weights=str(folder / HEAD)),
+        page=_page(spec, folder),
         of=spec.of,
         dtype=spec.dtype,
         device=device,
@@ -62,12 +62,7 @@ def _encoder(spec: EncoderSpec, folder: Path, *, device: str | None = None, cach
     )
 
 
-def _lineage(spec: EncoderSpec, folder: Path, encoder: Vlm) -> dict[str, object]:
-    """The encoder's own lineage, and what it does not know of: so an encoder without them is the same as in a job file."""
-    lineage = dict(encoder.lineage)
-    if spec.head is not None:
-        lineage["head"] = {**spec.head.model_dump(mode="json"), "weights": sha256_of(folder / HEAD)}
-    if spec.page is not None:
-        font = None if spec.page.font is None else str(folder / spec.page.font)
-        lineage["page"] = page_lineage(spec.page.model_copy(update={"font": font}))
-    return lineage
+def _page(spec: EncoderSpec, folder: Path) -> Page | None:
+    if spec.page is None or spec.page.font is None:
+        return spec.page
+    return spec.page.model_copy(update={"font": str(folder / spec.page.font)})

@@ -14,6 +14,9 @@ from pipeline.encoders.vlm import Vlm
 from pipeline.testing import check_encoder
 from pipeline.vlm.heads import HeadShape, head_of
 from pipeline.vlm.message import MARKER, Message
+from pipeline.vlm.saved import sealed
+from pipeline.vlm.settings import Prompt, Reading
+from pipeline.vlm.spec import HEAD, EncoderSpec
 from pipeline.vlm.textimage import Page, draw
 from tests.encoders.models import items_of
 from tests.vlm.models import LAYERS, SPECIAL, WIDTH, picture, save_model
@@ -168,6 +171,21 @@ def test_drawn_texts_reach_the_model_as_images(folder, plain):
     assert encoder.fingerprint != plain.fingerprint
     with pytest.raises(ValueError, match="none of the letters '日本'"):
         encoder.encode_messages([Message("日本")])
+
+
+def test_a_saved_encoder_is_opened_with_everything(folder, tmp_path):
+    saved = shutil.copytree(folder, tmp_path / "saved")
+    torch.manual_seed(0)
+    shape, page = HeadShape(kind="latent-attention", latents=8, heads=2), Page(width_px=32, line_px=16, font_px=12)
+    save_file(head_of(shape, WIDTH, layers=2).state_dict(), saved / HEAD)
+    reading, prompt = Reading(layer=2, width=16), Prompt(instruction="Say.", query_instruction="Find.")
+    sealed(EncoderSpec(head=shape, page=page, reading=reading, prompt=prompt, dtype="bfloat16"), saved).save(saved)
+    trained = {"shape": shape, "weights": str(saved / HEAD)}
+    wanted = Vlm(str(folder), device="cpu", head=trained, page=page, reading=reading, prompt=prompt, dtype="bfloat16")
+    found = Ref(target="pipeline.vlm.saved:open_encoder", args={"folder": str(saved), "device": "cpu"}).build()
+    assert (found.fingerprint, found.dim) == (wanted.fingerprint, 16)
+    for ours, theirs in ((found, wanted), (found.for_queries(), wanted.for_queries())):
+        assert np.abs(ours.encode_messages(MESSAGES[:3]) - theirs.encode_messages(MESSAGES[:3])).max() < 1e-6
 
 
 def test_dim_and_fingerprint_are_known_before_weights_load(folder, tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,16 @@ def test_threads_get_their_own_layers(backbone_of):
     with ThreadPoolExecutor(6) as threads:
         found = list(threads.map(states, tasks))
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(wanted, found, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_token_without_its_feature_is_an_error(family, backbone_of):
+    backbone = backbone_of(family)
+    [row] = rows_of(backbone, MESSAGES[2:3])
+    ids = row.input_ids.clone()
+    ids[(ids == backbone.image_token_id).nonzero()[0]] = int(ids[-1])
+    with pytest.raises(ValueError, match="do not match"):
+        backbone.states([replace(row, input_ids=ids)])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,7 @@
 """Preparer: what the real processors make of a text and images, with nothing lost, smuggled in or cut in two."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.vlm.base import base_of
-from pipeline.vlm.message import MARKER, Message
+from pipeline.vlm.message import MARKER, PLACEHOLDER, Message
 from pipeline.vlm.preparer import Preparer
 from pipeline.vlm.settings import Sizes
 from pipeline.vlm.templates import template_of
@@ -53,6 +55,17 @@ def test_special_tokens_in_a_message_are_read_as_letters(family, preparer_of):
     assert set(row.input_ids.tolist()) & ids == bos
     with_image = preparer.read(Message(text, PICTURES[:1]), PLAIN)
     assert with_image.image_tokens == preparer.read(Message("a", PICTURES[:1]), PLAIN).image_tokens
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
+def test_no_text_put_together_of_pieces_becomes_special(family, preparer_of):
+    preparer, special = preparer_of(family), special_of(family)
+    rng = random.Random(0)
+    pieces = [*special, PLACEHOLDER, *(token[:cut] for token in special for cut in (1, 2, len(token) // 2)), *(token[2:] for token in special), " "]
+    for _ in range(200):
+        text = "".join(rng.choices(pieces, k=rng.randint(1, 12)))
+        row = preparer.read(Message(text), PLAIN)
+        assert min(row.input_ids.tolist()) >= len(special), text
 
 
 def test_a_templates_own_special_tokens_are_special(preparer_of):

@@ -78,6 +78,8 @@ def embed(chunks: list[Chunk], task: Task, fit: Sizes) -> Iterator[Receipt]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray's own threshold is barely reached with two chunks at once in an actor: the pool stayed on one node of a cluster.
+    context.actor_pool_util_upscaling_threshold = 1.0
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the report and the meter say what it would
     orders = [pa.table({"chunk": [chunk.id], "work": [_to_bytes(chunk.work)]}) for chunk in chunks]
     dataset = ray.data.from_arrow(orders).map_batches(

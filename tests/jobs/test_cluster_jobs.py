@@ -1,6 +1,6 @@
 """The embed job submitted with Ray's Jobs API to a cluster of two raylets, with a token; and one raylet dies half-way.
 
-The raylets are real `ray start` processes with ports and folders of their own; only these are ended. 90 s in all.
+The raylets are real `ray start` processes with ports and folders of their own; only these are ended. Two minutes in all.
 """
 
 import json
@@ -130,7 +130,7 @@ def job_file(folder, texts, *, seconds):
         "source": {"target": "tests.sources:Lines", "args": {"uri": str(texts)}},
         "encoder": {"target": "tests.sources:Slow", "args": {"dim": 16, "seconds": seconds, "memory": str(folder)}},
         "table": {"uri": str(folder / "db"), "name": "t"},
-        "compute": {"chunk_rows": 10, "threads": 1},
+        "compute": {"chunk_rows": 5, "threads": 1},
         "sync": {"commit_every_s": 0},
     }
     path = folder / "job.yaml"

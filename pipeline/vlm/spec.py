@@ -115,7 +115,7 @@ def parse_spec(values: Any, path: Path) -> EncoderSpec:
         raise ConfigError(f"{path} does not say which format it is (format: {version!r}); it is no {FILE} that this project wrote")
     if version > FORMAT:
         raise ConfigError(
-            f"{path} is of format {version}, and this release reads up to {FORMAT}: upgrade (pip install -U tessera), or save the encoder with this one"
+            f"{path} is of format {version}, and this release reads up to {FORMAT}: upgrade (pip install -U tessera), or save it with this one"
         )
     try:
         return EncoderSpec.model_validate(values)

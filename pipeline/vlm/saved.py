@@ -12,10 +12,19 @@ from pipeline.vlm.spec import FILE, HEAD, EncoderSpec, digests, load_spec, outsi
 from pipeline.vlm.textimage import Page
 
 
-def open_encoder(folder: str, *, device: str | None = None, cache_dir: str | None = None, token_budget: int | None = None) -> Vlm:
+def open_encoder(
+    folder: str,
+    *,
+    width: int | None = None,
+    layer: int | None = None,
+    device: str | None = None,
+    cache_dir: str | None = None,
+    token_budget: int | None = None,
+) -> Vlm:
     """The encoder that was saved in `folder`, with the fingerprint it was saved with.
 
-    Raises ConfigError if a file of it has changed, or if this release would make other vectors of the same files.
+    `width` and `layer`: others than it was saved with, of those that were trained; its fingerprint is then another one, for
+    a table of its own. Raises ConfigError if a file of it has changed, or if this release would make other vectors of it.
     """
     path = Path(folder).expanduser().absolute()
     spec = load_spec(path)
@@ -26,7 +35,19 @@ def open_encoder(folder: str, *, device: str | None = None, cache_dir: str | Non
             f"{path / FILE} names the fingerprint {spec.fingerprint}, and what it describes has {found}: it was edited, or this release "
             "reads it otherwise. Use the release that saved it, or save the encoder anew and fill a new table"
         )
-    return encoder
+    asked = {name: value for name, value in (("width", width), ("layer", layer)) if value is not None}
+    if not asked:
+        return encoder
+    return _encoder(_trained(spec, asked), path, device=device, cache_dir=cache_dir, token_budget=token_budget)
+
+
+def _trained(spec: EncoderSpec, asked: dict[str, int]) -> EncoderSpec:
+    """The spec read at another width or layer. Raises ConfigError unless it was trained there: elsewhere vectors are of no use."""
+    for name, value in asked.items():
+        trained = {"width": spec.widths, "layer": spec.layers}[name]
+        if value not in trained:
+            raise ConfigError(f"{name}={value} was not trained; trained are {', '.join(map(str, trained)) or 'none but the one it was saved with'}")
+    return spec.model_copy(update={"reading": spec.reading.model_copy(update=asked)})
 
 
 def sealed(spec: EncoderSpec, folder: Path) -> EncoderSpec:

@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers as hf
 import yaml
-from PIL import Image
+from PIL import Image, ImageFont
 from sentence_transformers import SentenceTransformer
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, Ref
 from pipeline.vlm.backbone import load_backbone
 from pipeline.vlm.base import base_of
 from pipeline.vlm.card import Card, DataSource, card_text
@@ -18,10 +18,12 @@ from pipeline.vlm.export import save_encoder
 from pipeline.vlm.heads import HeadShape, head_of
 from pipeline.vlm.message import Message
 from pipeline.vlm.preparer import Preparer
+from pipeline.vlm.reading import read
 from pipeline.vlm.saved import open_encoder
 from pipeline.vlm.settings import Prompt, Reading, Sizes
 from pipeline.vlm.spec import HEAD, EncoderSpec, Origin, load_spec
-from pipeline.vlm.textimage import Page
+from pipeline.vlm.templates import template_of
+from pipeline.vlm.textimage import Page, draw
 from tests.vlm.models import WIDTH, picture
 
 PROMPT = Prompt(template="plain", instruction="Represent it.", query_instruction='Find "it":\n')
@@ -171,13 +173,42 @@ def test_what_sentence_transformers_cannot_do_is_said_in_the_card_and_not_writte
     hf.AutoModel.from_pretrained(folder)
 
 
-def test_a_head_is_saved_with_its_weights(folder_of, tmp_path):
-    from safetensors.torch import load_file
+@pytest.mark.parametrize("kind", ["latent-attention", "multi-layer"])
+def test_a_trained_head_is_saved_and_gives_its_vectors_again(folder_of, tmp_path, kind):
+    spec = EncoderSpec(head=HeadShape(kind=kind, latents=4, heads=2, vectors="mean"))
+    base = base_of(str(folder_of("qwen2_vl")))
+    preparer = Preparer(base, spec.sizes)
+    backbone = load_backbone(base, preparer, dtype="float32", device="cpu")
+    torch.manual_seed(5)
+    head = head_of(spec.head, WIDTH, layers=3)
+    save_encoder(tmp_path / "encoder", backbone.model, preparer=preparer, spec=spec, card=CARD, head=head)
+    assert HEAD in load_spec(tmp_path / "encoder").files
+    encoder = open_encoder(str(tmp_path / "encoder"))
+    messages = [Message("a cat"), Message("a longer text", (IMAGES[0],))]
+    rows = [preparer.read(message, template_of("plain")) for message in messages]
+    with torch.no_grad():
+        expected = read(backbone, rows, spec.reading, head)
+    np.testing.assert_allclose(encoder.encode_messages(messages), expected, rtol=0, atol=1e-6)
 
-    shape = HeadShape(kind="latent-attention", latents=4, heads=2)
-    folder = saved(folder_of, tmp_path, head=shape)
-    head_of(load_spec(folder).head, WIDTH, layers=3).load_state_dict(load_file(folder / HEAD))
-    assert HEAD in load_spec(folder).files
+
+def test_drawn_texts_are_saved_with_their_font(folder_of, tmp_path):
+    font = ImageFont.load_default(20).path
+    font.seek(0)
+    (tmp_path / "mine.ttf").write_bytes(font.read())
+    page = Page(width_px=64, font=str(tmp_path / "mine.ttf"))
+    folder = saved(folder_of, tmp_path, page=page)
+    (tmp_path / "mine.ttf").unlink()
+    encoder, plain = open_encoder(str(folder)), open_encoder(str(saved(folder_of, tmp_path / "plain")))
+    assert load_spec(folder).page.font == "font.ttf"
+    drawn = draw("a cat", Page(width_px=64)).image
+    np.testing.assert_allclose(encoder.encode_messages([Message("a cat")]), plain.encode_messages([Message("", (drawn,))]), rtol=0, atol=1e-6)
+
+
+def test_a_job_file_names_a_saved_encoder_as_its_card_says(folder_of, tmp_path):
+    folder = saved(folder_of, tmp_path)
+    named = yaml.safe_load((folder / "README.md").read_text().split("```yaml\n")[1].split("```")[0])["encoder"]
+    encoder = Ref(target=named["target"], args={"folder": str(folder)}).build()
+    assert encoder.fingerprint == load_spec(folder).fingerprint
 
 
 def test_texts_are_refused_or_neutralised_where_they_would_be_read_otherwise(folder_of, tmp_path):

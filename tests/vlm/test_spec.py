@@ -1,11 +1,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from pipeline.config import ConfigError
 from pipeline.encoders.vlm import Vlm
 from pipeline.vlm.heads import HeadShape
+from pipeline.vlm.message import Message
 from pipeline.vlm.saved import open_encoder, sealed
 from pipeline.vlm.settings import Prompt, Reading, Sizes
 from pipeline.vlm.spec import FILE, FORMAT, EncoderSpec, Origin, load_spec
@@ -43,6 +45,19 @@ def test_a_saved_encoder_is_the_one_that_a_job_file_would_spell_out(folder):
     saved, spelt = open_encoder(str(folder)), Vlm(str(folder), **{name: value.model_dump() for name, value in SETTINGS.items()})
     assert saved.fingerprint == spelt.fingerprint == load_spec(folder).fingerprint
     assert saved.lineage == spelt.lineage and saved.dim == 16
+
+
+def test_a_trained_width_or_layer_may_be_asked_for_and_is_another_encoder(folder):
+    saved, wide = open_encoder(str(folder)), open_encoder(str(folder), width=32)
+    assert (saved.dim, wide.dim) == (16, 32) and saved.fingerprint != wide.fingerprint
+    assert open_encoder(str(folder), width=16).fingerprint == saved.fingerprint
+    message = Message("a cat")
+    long = wide.encode_messages([message])[0, :16]
+    np.testing.assert_allclose(saved.encode_messages([message])[0], long / np.linalg.norm(long), rtol=0, atol=1e-6)
+    with pytest.raises(ConfigError, match="width=24 was not trained; trained are 16, 32"):
+        open_encoder(str(folder), width=24)
+    with pytest.raises(ConfigError, match="layer=2 was not trained; trained are none but the one it was saved with"):
+        open_encoder(str(folder), layer=2)
 
 
 def test_a_folder_may_be_moved(folder, tmp_path):

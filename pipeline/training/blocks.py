@@ -18,7 +18,7 @@ def sum_over_rows(block: Block, num_columns: int, rows: Tensors, shared: Tensors
 
     `block` gives the sum of its rows' terms. `rows`: tensors of which each block gets its rows; `shared`: tensors that every block gets whole;
     the gradient reaches these tensors only, none that `block` sees otherwise. Each block's gradient is computed with its
-    value, so nothing is computed twice and nothing of a block outlives it; in return it cannot be differentiated twice.
+    value, so nothing is computed twice and nothing of a block outlives it; in return there is one backward pass, and no second derivative.
     """
     num_rows = max(1, cells // max(1, num_columns))
     if not torch.is_grad_enabled():
@@ -52,13 +52,12 @@ class _Blocks(torch.autograd.Function):
             for grad, leaf in zip(grads, own, strict=True):
                 if grad is not None and leaf.grad is not None:
                     grad[start:stop] = leaf.grad
-        # Zeros and not None where a block did not use a tensor: ranks must agree on which gathers have a backward pass.
-        ctx.grads = [
-            *grads,
-            *(torch.zeros_like(leaf) if need and leaf.grad is None else leaf.grad for leaf, need in zip(shared, needed[num_rowed:], strict=True)),
-        ]
+        ctx.grads = [*grads, *(leaf.grad for leaf in shared)]
         return total
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Any:
-        return None, None, None, *(None if grad is None else grad * outputs[0] for grad in ctx.grads)
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("sum_over_rows goes back once: its gradients are given away, not copied; compute the loss again")
+        return None, None, None, *(None if grad is None else grad.mul_(outputs[0]) for grad in grads)

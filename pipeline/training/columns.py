@@ -69,7 +69,8 @@ def gather_columns(queries: Tensor, positives: Tensor, negatives: Tensor | None,
     offset = sum(sizes[:rank])
     if min(sizes) == 0:
         raise ValueError(f"ranks hold {sizes} rows; each rank needs at least one: let the last batch go round to the ranks, or leave it out")
-    documents = torch.cat([gather_rows(positives), gather_rows(flat)])
+    all_positives, all_negatives = gather_rows(positives), gather_rows(flat)
+    documents = torch.cat([all_positives, all_negatives]) if len(all_negatives) else all_positives
     if len(documents) == 1:
         raise ValueError("one row and no negatives: the loss would always be 0; give more rows or negatives")
     first = torch.arange(sum(sizes), device=queries.device)

@@ -77,7 +77,8 @@ class GradCache:
 
     def _loss(self, sides: list[Vectors], num: int, counts: list[int], notes: Notes) -> Tensor:
         """The loss of vectors of all rows: queries, positives, negatives one after the other, in one side or two."""
-        layers = [torch.cat(parts) for parts in zip(*map(layers_of, sides), strict=True)]
+        # No copy of what may be the largest thing here.
+        layers = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*map(layers_of, sides), strict=True)]
         has = _has_negative(counts, layers[0].device)
         queries = tuple(layer[:num] for layer in layers)
         positives = tuple(layer[num : 2 * num] for layer in layers)

@@ -228,3 +228,12 @@ def test_the_lowest_temperature_stays_finite_in_float32():
     batch = sample()
     value = InfoNCE(0.01)(batch.queries.float(), batch.positives.float(), batch.negatives.float(), batch.notes)
     assert math.isfinite(float(value))
+
+
+def test_a_second_backward_pass_is_refused():
+    """Blocks give their gradients away; the second pass would find them scaled already."""
+    sides = batch()
+    loss = InfoNCE()(*sides)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes back once"):
+        loss.backward()

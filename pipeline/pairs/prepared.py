@@ -1,0 +1,63 @@
+"""A data set that is ready for training: what its order needs to know, and its rows at random."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.pairs import KEYS, PREPARED
+
+USES = b"tessera.uses"
+"""Metadata: every column of the source and what it is used as, JSON."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A Lance data set of PREPARED rows at `path`, and one of PAIR_REJECT rows. It pickles; a worker opens it itself."""
+
+    name: str
+    path: str
+    rejects_path: str
+    storage_options: dict[str, str] = field(default_factory=dict)
+
+    def open(self) -> lance.LanceDataset:
+        """The rows."""
+        return lance.dataset(self.path, storage_options=self.storage_options or None)
+
+    def rejects(self) -> pa.Table:
+        """Rows that are not trained on, and why (PAIR_REJECT)."""
+        return lance.dataset(self.rejects_path, storage_options=self.storage_options or None).to_table()
+
+    def rejected(self) -> dict[str, int]:
+        """Rejected rows by reason."""
+        counts = pc.value_counts(self.rejects()["reason"].combine_chunks())
+        return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
+
+    def uses(self) -> dict[str, str | None]:
+        """Every column of the source, and what it is used as; None where it is not used."""
+        found: dict[str, str | None] = json.loads((self.open().schema.metadata or {})[USES])
+        return found
+
+    def num_rows(self) -> int:
+        """Rows to train on."""
+        return int(self.open().count_rows())
+
+    def keys(self) -> pa.Table:
+        """What order and masks need to know of each row, in the rows' order (schema KEYS)."""
+        return self.open().to_table(columns=KEYS.names).combine_chunks()
+
+    def take(self, rows: np.ndarray) -> pa.Table:
+        """Rows by number, in the order given; a number may come twice (schema PREPARED)."""
+        return self._opened.take(rows.tolist(), columns=PREPARED.names)
+
+    @cached_property
+    def _opened(self) -> lance.LanceDataset:
+        return self.open()
+
+    def __getstate__(self) -> dict[str, object]:
+        # An open data set does not travel.
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}

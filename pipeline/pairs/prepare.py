@@ -89,19 +89,29 @@ class _Preparation:
         self.total = sum(stop - start for start, stop in zip(self.slices["start"].to_pylist(), self.slices["stop"].to_pylist(), strict=True))
         self.rejects: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
-        self.failure: ConfigError | None = None
+        self.failure: Exception | None = None
 
     def run(self) -> None:
         log.info("%s: preparing %d rows of %s", self.dataset.name, self.total, self.reader.source)
         schema = PREPARED.with_metadata({**(PREPARED.metadata or {}), USES: json.dumps(self.reader.uses()).encode()})
+        path = f"{self.place}.lance"
         try:
-            self._write(self._rows(schema), f"{self.place}.lance", schema)
+            lance.write_dataset(self._noted(schema), path, schema=schema, mode="create", data_storage_version="2.2", storage_options=self._options)
         except Exception:
             # Lance wraps what its source raises in an error of its own.
             if self.failure is not None:
                 raise self.failure from None
-            raise
+            # Another job may have prepared the same rows meanwhile.
+            if open_dataset(path, self.options) is None:
+                raise
         log.info("%s: %d rows are prepared, %d are rejected", self.dataset.name, self.counts["good"], len(self.rejects))
+
+    def _noted(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._rows(schema)
+        except Exception as error:
+            self.failure = error
+            raise
 
     def _rows(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with Checker(self.dataset) as checker:
@@ -122,14 +132,16 @@ class _Preparation:
         self._write_rejects()
         worst = [reject for reject in self.rejects if reject["reason"] != "unwanted"] or self.rejects
         first = "; ".join(f"{reject['uri']}: {reject['reason']}: {reject['detail']}" for reject in worst[:3])
-        self.failure = ConfigError(
+        raise ConfigError(
             f"data set {self.dataset.name!r}: {what}. {first or 'It has no rows'}. Mend them, raise max_rejects, or see {self.place}.rejects.lance"
         )
-        raise self.failure
 
     def _write_rejects(self) -> None:
-        found = pa.Table.from_pylist(self.rejects, schema=PAIR_REJECT)
-        lance.write_dataset(found, f"{self.place}.rejects.lance", mode="overwrite", data_storage_version="2.2", storage_options=self.options or None)
+        found, path = pa.Table.from_pylist(self.rejects, schema=PAIR_REJECT), f"{self.place}.rejects.lance"
+        # Those of an earlier try that failed are written anew.
+        mode = "create" if open_dataset(path, self.options) is None else "overwrite"
+        lance.write_dataset(found, path, mode=mode, data_storage_version="2.2", storage_options=self._options)
 
-    def _write(self, batches: Iterator[pa.RecordBatch], path: str, schema: pa.Schema) -> None:
-        lance.write_dataset(batches, path, schema=schema, mode="create", data_storage_version="2.2", storage_options=self.options or None)
+    @property
+    def _options(self) -> dict[str, str] | None:
+        return self.options or None

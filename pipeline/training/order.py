@@ -51,10 +51,16 @@ class Clashes:
         num = len(source)
         rows = np.zeros(0, np.int64) if source.clash_rows is None else np.asarray(source.clash_rows, np.int64)
         keys = np.zeros(0, np.int64) if source.clash_keys is None else np.asarray(source.clash_keys, np.int64)
-        pairs = np.unique(np.stack([keys, rows], axis=1), axis=0) if len(keys) else np.zeros((0, 2), np.int64)
-        _, codes, counts = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)
-        shared = counts[codes] > 1
-        rows, codes = pairs[shared, 1], codes[shared]
+        order = np.lexsort((rows, keys))
+        rows, keys = rows[order], keys[order]
+        again = np.zeros(len(rows), bool)
+        again[1:] = (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
+        rows, keys = rows[~again], keys[~again]
+        alike = np.zeros(len(rows) + 1, bool)
+        alike[1:-1] = keys[1:] == keys[:-1]
+        shared = alike[1:] | alike[:-1]
+        codes = np.cumsum(~alike[:-1])[shared] - 1
+        rows = rows[shared]
         order = np.argsort(rows, kind="stable")
         self.codes = codes[order]
         self.starts = np.searchsorted(rows[order], np.arange(num + 1))

@@ -7,6 +7,7 @@ rows r, r + W, r + 2W, ... of the batch: their numbers of rows differ by at most
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -106,7 +107,7 @@ class Plan:
 
     def position(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps, before the batch of `step` is drawn; JSON types."""
-        return {"step": step, "settings": self.mixture.model_dump(), "sources": {source.name: _digest(source) for source in self.sources}}
+        return {"step": step, "settings": self.mixture.model_dump(), "sources": dict(self._digests)}
 
     def resume(self, position: dict[str, Any]) -> int:
         """The step to go on with. Raises ConfigError naming what is not as it was: the batches before would have been others."""
@@ -120,6 +121,10 @@ class Plan:
                     "restore them, or start a new run from the checkpoint's weights"
                 )
         return int(position["step"])
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {source.name: _digest(source) for source in self.sources}
 
     @property
     def _blocks(self) -> int:

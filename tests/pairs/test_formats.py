@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import ConfigError
+from pipeline.pairs.contract import check_pair_reader
 from pipeline.pairs.flag import Flag
 from pipeline.pairs.megapairs import MegaPairs
 from pipeline.pairs.mmeb import Mmeb
@@ -20,7 +21,7 @@ from pipeline.pairs.tevatron import Tevatron
 from pipeline.pairs.webdataset import WebDataset
 from pipeline.vlm.message import MARKER
 from schemas.pairs import PAIR
-from tests.pairs.writing import faults, jsonl, parquet, picture, read_all, rows, shown, text
+from tests.pairs.writing import faults, jsonl, parquet, picture, rows, shown, text
 
 V1 = {"qry": "", "qry_image_path": "", "pos_text": "", "pos_image_path": "", "neg_text": "", "neg_image_path": ""}
 
@@ -295,7 +296,7 @@ def test_rows_keep_their_ids_when_the_source_moves(tmp_path):
         (tmp_path / place / "part").mkdir(parents=True)
         for name in ("a", "part/b"):
             jsonl(tmp_path / place / f"{name}.jsonl", [{"query": f"{name}{i}", "pos": ["x"]} for i in range(3)])
-        ids.append(read_all(Flag(str(tmp_path / place)))["row_id"].to_pylist())
+        ids.append(check_pair_reader(Flag(str(tmp_path / place)))["row_id"].to_pylist())
     assert ids[0] == ids[1]
 
 
@@ -363,10 +364,10 @@ def test_columns_of_a_lance_table_are_pairs(tmp_path):
 
 
 def test_a_table_of_pair_rows_is_read_as_it_is(tmp_path):
-    made = read_all(Flag(jsonl(tmp_path / "x.jsonl", [{"query": f"q{i}", "pos": ["x"], "neg": ["y"]} for i in range(5)]))).select(PAIR.names)
+    made = check_pair_reader(Flag(jsonl(tmp_path / "x.jsonl", [{"query": f"q{i}", "pos": ["x"], "neg": ["y"]} for i in range(5)]))).select(PAIR.names)
     lance.write_dataset(made, tmp_path / "mined.lance", data_storage_version="2.2")
     reader = Pairs(str(tmp_path), "mined")
-    assert read_all(reader).select(PAIR.names).to_pylist() == made.to_pylist()
+    assert check_pair_reader(reader).select(PAIR.names).to_pylist() == made.to_pylist()
     lance.write_dataset(made.drop_columns(["group"]), tmp_path / "poor.lance", data_storage_version="2.2")
     with pytest.raises(ConfigError, match="no column 'group'"):
         Pairs(str(tmp_path), "poor").list()

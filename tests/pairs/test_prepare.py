@@ -123,6 +123,15 @@ def test_rows_that_are_not_wanted_are_no_faults(tmp_path):
         prepare(Dataset(name="sts", reader=Ref(target=reader.target, args={"uri": path, "min_score": 2.0})), str(tmp_path / "cache"))
 
 
+def test_what_a_reader_says_is_wrong_reaches_the_user(tmp_path):
+    """Lance hid a ConfigError that was raised while it asked for rows in an error of its own."""
+    corpus = jsonl(tmp_path / "corpus.jsonl", [{"docid": "a", "text": "x"}, {"docid": "a", "text": "y"}])
+    path = jsonl(tmp_path / "x.jsonl", [{"query_text": "q", "positive_document_ids": ["a"]}])
+    reader = Ref(target="pipeline.pairs.tevatron:Tevatron", args={"uri": path, "corpus": corpus})
+    with pytest.raises(ConfigError, match="'a' more than once"):
+        prepare(Dataset(name="t", reader=reader), str(tmp_path / "cache"))
+
+
 def test_keys_tell_contents_apart():
     one, two = {"bytes": b"1", "uri": None}, {"bytes": None, "uri": "1"}
     messages = [text("a"), text("ab"), text("a") | {"images": [one]}, text("a") | {"images": [two]}, text("a") | {"images": [one, two]}, text("")]

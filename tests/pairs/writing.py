@@ -1,4 +1,4 @@
-"""Writes small sources of pairs, and reads them as the job does."""
+"""Writes small sources of pairs, and reads them."""
 
 import io
 import json
@@ -10,9 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.pairs import PairReader
-from pipeline.pairs.rows import REJECTED
-from schemas.items import LISTING, SLICE
-from schemas.pairs import REASONS
+from pipeline.pairs.contract import check_pair_reader
 
 
 def jsonl(path: Path, rows: list) -> str:
@@ -39,23 +37,9 @@ def pictures(folder: Path, *names: str) -> None:
         path.write_bytes(picture(10 * number))
 
 
-def read_all(reader: PairReader) -> pa.Table:
-    """Every row that a reader yields, slice by slice, held to the protocol."""
-    units = reader.list()
-    assert units.schema.equals(LISTING) and units.equals(reader.list())
-    slices = reader.split(units)
-    assert slices.schema.equals(SLICE) and slices.equals(reader.split(units))
-    tables = [table for row in range(slices.num_rows) for table in reader.read(slices.slice(row, 1))]
-    found = pa.concat_tables(tables)
-    assert found.schema.equals(REJECTED)
-    assert set(found["reject_reason"].to_pylist()) <= {None, *REASONS}
-    assert len(set(found["row_id"].to_pylist())) == found.num_rows
-    assert pa.concat_tables(reader.read(slices)).equals(found)
-    return found
-
-
 def rows(reader: PairReader) -> list[dict]:
-    return read_all(reader).to_pylist()
+    """Every row that a reader yields, the reader held to the protocol."""
+    return check_pair_reader(reader).to_pylist()
 
 
 def faults(reader: PairReader) -> list[tuple[str, str]]:

@@ -335,6 +335,20 @@ def test_spreading_keeps_the_rows_and_never_makes_it_worse(seed):
     assert clashes_in(blocks, one.clash_keys) <= before
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_shared_keys_are_those_that_two_rows_have(seed):
+    rng = np.random.default_rng(seed)
+    rows, keys = rng.integers(0, 20, 40), rng.integers(-8, 8, 40) * 10**15
+    found = Clashes(source("a", 20, clash_rows=rows, clash_keys=keys))
+    of = {row: {key for other, key in zip(rows.tolist(), keys.tolist(), strict=True) if other == row} for row in range(20)}
+    for one in range(20):
+        for other in range(one):
+            assert set(found.of(one)).isdisjoint(found.of(other)) == of[one].isdisjoint(of[other])
+        assert len(found.of(one)) == len(set(found.of(one)))
+    places, codes = found.within(np.array([3, 1, 3]))
+    assert [codes[places == place].tolist() for place in range(3)] == [found.of(3), found.of(1), found.of(3)]
+
+
 # ---- settings ----
 
 

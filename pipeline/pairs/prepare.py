@@ -76,6 +76,7 @@ def prepare(dataset: Dataset, folder: str, storage_options: dict[str, str] | Non
 def fingerprint(dataset: Dataset, units: pa.Table) -> str:
     """32 hex digits of what the rows depend on: the files and their versions, the reader, and the data set's settings but its weight."""
     settings = dataset.model_dump(mode="json", exclude={"weight", "max_rejects", "storage_options"})
+    settings["reader"]["args"].pop("storage_options", None)  # credentials may change
     files = list(zip(units["unit"].to_pylist(), units["version"].to_pylist(), strict=True))
     return hashlib.blake2b(json.dumps([FORM, settings, files], sort_keys=True).encode(), digest_size=16).hexdigest()
 

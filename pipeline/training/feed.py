@@ -1,0 +1,80 @@
+"""Feed: what a worker computes at a step: the rows that the plan draws, read, decoded, and prepared by the model; a step ahead of it."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.pairs.prepared import Prepared
+from pipeline.training import Notes
+from pipeline.training.batches import Choice, Told, collate, read, source_of
+from pipeline.training.plan import Mixture, Plan
+from pipeline.training.trainable import Trainable
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data set of a run, and its share of the batches. It pickles."""
+
+    prepared: Prepared
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's rows of a step, prepared by the model."""
+
+    queries: list[Any]
+    positives: list[Any]
+    negatives: list[list[Any]]
+    notes: Notes
+    row_keys: list[int]
+    """Hashes of the rows' ids, those of rejected rows included."""
+    rejects: pa.Table
+
+
+def plan_of(parts: Sequence[Part], mixture: Mixture) -> Plan:
+    """Raises ConfigError if the mixture does not fit the data sets."""
+    return Plan([source_of(part.prepared, part.weight) for part in parts], mixture)
+
+
+class Feed:
+    """Batches for one worker of several. Holds a thread that works ahead: use it with `with`."""
+
+    def __init__(self, parts: Sequence[Part], mixture: Mixture, choice: Choice, *, rank: int, num_ranks: int) -> None:
+        self.plan = plan_of(parts, mixture)
+        self._datasets = {part.prepared.name: part.prepared for part in parts}
+        self._choice, self._rank, self._num_ranks = choice, rank, num_ranks
+        self._ahead: dict[int, Future[Ready]] = {}
+
+    def __enter__(self) -> "Feed":
+        self._thread = ThreadPoolExecutor(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def at(self, step: int, model: Trainable) -> Ready:
+        """The rows of a step. Those of the next are begun with."""
+        found = self._ahead.pop(step, None) or self._thread.submit(self._made, step, model)
+        self._ahead = {step + 1: self._thread.submit(self._made, step + 1, model)}
+        return found.result()
+
+    def _made(self, step: int, model: Trainable) -> Ready:
+        draw = self.plan.batch(step).part(self._rank, self._num_ranks)
+        rows = read(self._datasets, self.plan.names, draw)
+        batch = collate(rows, draw.epoch, self._choice, step=step)
+        return Ready(
+            queries=[model.prepare(told, query=True) for told in batch.queries],
+            positives=_documents(batch.positives, model),
+            negatives=[_documents(own, model) for own in batch.negatives],
+            notes=batch.notes,
+            row_keys=rows["row_key"].to_pylist(),
+            rejects=batch.rejects,
+        )
+
+
+def _documents(told: Sequence[Told], model: Trainable) -> list[Any]:
+    return [model.prepare(each, query=False) for each in told]

@@ -1,0 +1,119 @@
+"""A training run on Ray Train: workers, restarts, checkpoints in the run's folder. What the workers do is in `loop`.
+
+The same run name in the same folder goes on from its last checkpoint, also with another number of workers.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from pipeline import embed
+from pipeline.compute import Compute
+from pipeline.config import ConfigError, JobFailed
+from pipeline.training.loop import Link, Outcome, Task, train
+from pipeline.training.settings import Workers
+
+KEPT = 2
+"""Checkpoints that are kept: the last, and the one before it."""
+
+
+def check_gpus(workers: Workers) -> None:
+    """Raises ConfigError if GPUs are asked for, Ray will run on this machine alone, and there are not as many."""
+    wanted, found = workers.num * workers.gpus, torch.cuda.device_count()
+    if not (workers.address or os.environ.get("RAY_ADDRESS")) and not ray.is_initialized() and wanted > found:
+        raise ConfigError(
+            f"workers.num={workers.num} with workers.gpus={workers.gpus} take {wanted} GPUs, and this machine has {found}; "
+            "lower one of them, or name a cluster in workers.address"
+        )
+
+
+def check_room(workers: Workers) -> None:
+    """Raises ConfigError if the cluster is smaller than `num` workers, for which Ray would wait for ever. Ray must be running."""
+    nodes = embed.cluster_nodes()
+    places = sum(min(int(node.get("CPU", 0) // workers.cpus), int(node.get("GPU", 0) // workers.gpus) if workers.gpus else 10**9) for node in nodes)
+    if places < workers.num:
+        have = f"{sum(node.get('CPU', 0) for node in nodes):g} CPUs and {sum(node.get('GPU', 0) for node in nodes):g} GPUs on {len(nodes)} nodes"
+        raise ConfigError(
+            f"workers.num={workers.num} with workers.cpus={workers.cpus:g} and workers.gpus={workers.gpus} do not fit the cluster, which has {have}: "
+            f"there is room for {places} of them"
+        )
+
+
+def running_ray(workers: Workers) -> contextlib.AbstractContextManager[None]:
+    """Connect to the cluster, or start a Ray of our own, and leave it afterwards."""
+    return embed.running_ray(Compute(address=workers.address))
+
+
+def fit(task: Task, workers: Workers) -> Outcome:
+    """Train, and save the encoder. Ray must be running. Raises JobFailed if a worker's error, or their deaths, end the run."""
+    check_room(workers)
+    folder = Path(task.folder)
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config={"task": task},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num if workers.most is None else (workers.num, workers.most),
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT),
+        ),
+    )
+    try:
+        found: Outcome = trainer.fit().return_value
+    except WorkerGroupError as error:
+        raise _failed(error) from error
+    except (ControllerError, TrainingFailedError) as error:
+        raise JobFailed(f"the run ended: {error}; run the same command again to go on from the last checkpoint") from error
+    return found
+
+
+def _failed(error: Any) -> Exception:
+    """The first worker's own error, if there is one."""
+    own = next((each for _, each in sorted(error.worker_failures.items())), error)
+    cause = getattr(own, "cause", None) or own
+    if isinstance(cause, ConfigError):
+        return ConfigError(str(cause))
+    return JobFailed(f"a worker failed: {type(cause).__name__}: {cause}; run the same command again to go on from the last checkpoint")
+
+
+def _work(config: dict[str, Any]) -> Outcome:
+    """What Ray Train runs in every worker."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    link: Link = RayLink()
+    return train(config["task"], link, ray.train.torch.get_device())
+
+
+class RayLink:
+    """A worker's connection to Ray Train."""
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[Path | None]:
+        """The last checkpoint, fetched."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def keep(self, folder: Path | None, metrics: dict[str, Any]) -> None:
+        """Copies the folder to the run's; it counts once all of it is there."""
+        ray.train.report(metrics, checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(folder))
+
+    def noticed(self) -> bool:
+        """Whether Ray knows that a node of the run is to be taken away."""
+        return ray.train.get_preemption_info() is not None

@@ -1,0 +1,276 @@
+"""The loop: what every worker of a training run does, from the first step or from a checkpoint to the saved encoder. No Ray.
+
+All that a step does is a function of the weights, the optimizer's state and the step's number. So a run that was interrupted goes
+on with the same rows, on any number of workers, and comes to the same result (to the last bits, in which sums over other numbers of workers differ).
+"""
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Ref
+from pipeline.pairs.keys import hash64
+from pipeline.pairs.prepared import Prepared
+from pipeline.training import Notes
+from pipeline.training.batches import Choice
+from pipeline.training.checkpoint import Progress, plain, put, read, trained, write
+from pipeline.training.chunks import Rows
+from pipeline.training.feed import Feed, Part, Ready
+from pipeline.training.gather import world
+from pipeline.training.gradcache import GradCache
+from pipeline.training.held_out import evaluate
+from pipeline.training.journal import Journal, all_keys
+from pipeline.training.plan import Mixture
+from pipeline.training.settings import Optimisation, Watching
+from pipeline.training.tape import Vectors
+from pipeline.training.trainable import Trainable
+from pipeline.training.watch import Watched
+from pipeline.vlm.card import Card
+
+log = logging.getLogger(__name__)
+
+ENCODER, JOURNAL = "encoder", "metrics.jsonl"
+"""The saved encoder, and the journal, in the run's folder."""
+
+
+class Link(Protocol):
+    """What a worker is connected to: keeps checkpoints, and knows of preemptions. Every rank calls each method equally often."""
+
+    def restored(self) -> AbstractContextManager[Path | None]:
+        """The folder of the last checkpoint; None at the beginning."""
+
+    def keep(self, folder: Path | None, metrics: dict[str, Any]) -> None:
+        """Keep a checkpoint that was written into `folder`; None on other ranks than the first."""
+
+    def noticed(self) -> bool:
+        """Whether a machine of the run is to be taken away soon."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the result, beside the data."""
+
+    model: Ref
+    loss: Ref
+    mixture: Mixture
+    choice: Choice
+    optimisation: Optimisation
+    watching: Watching
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker is told. It pickles."""
+
+    recipe: Recipe
+    parts: tuple[Part, ...]
+    held_out: tuple[Prepared, ...]
+    steps: int
+    folder: str
+    """Of the run: metrics, best weights and the encoder go there. All workers see it."""
+    card: Card
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    steps: int
+    rows: int
+    """That this process trained on, with the other workers'; a resumed run counts from where it went on."""
+    seconds: float
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    encoder: str = ""
+    fingerprint: str = ""
+
+
+def train(task: Task, link: Link, device: torch.device) -> Outcome:
+    """One worker's part of a run; torch.distributed is set up if there are several."""
+    rank, num_ranks = world()
+    with Feed(task.parts, task.recipe.mixture, task.recipe.choice, rank=rank, num_ranks=num_ranks) as feed:
+        return _Run(task, link, device, feed).run()
+
+
+class _Run:
+    """A worker's model, optimizer and progress."""
+
+    def __init__(self, task: Task, link: Link, device: torch.device, feed: Feed) -> None:
+        self.task, self.recipe, self.link, self.device, self.feed = task, task.recipe, link, device, feed
+        self.folder = Path(task.folder)
+        self.first = world()[0] == 0
+        torch.manual_seed(self.recipe.mixture.seed)
+        self.model: Trainable = self.recipe.model.build()
+        self.model.load(device)
+        self.loss = Watched(self.recipe.loss.build()).to(device)
+        self.parameters = trained([*self.model.modules, self.loss])
+        self.optimizer = _optimizer(self.parameters, self.recipe.optimisation)
+        chunk = self.recipe.optimisation.chunk
+        self.cache = GradCache(self._embed, self.loss, self.model.modules, None if chunk is None else Rows(chunk))
+        self.progress = Progress(feed.plan.position(0))
+        self.journal = Journal(self.folder / JOURNAL)
+        self.warned = False
+
+    def run(self) -> Outcome:
+        """From where the last checkpoint is to the end."""
+        started = time.perf_counter()
+        begun = self._resume()
+        if begun == 0 and not self.progress.before:
+            self._evaluate(0)
+            self._keep(0)
+        done = begun
+        for step in range(begun, self.task.steps):
+            if self.progress.stopped:
+                break
+            self._step(step)
+            done = step + 1
+            self._after(done)
+        seconds = time.perf_counter() - started
+        outcome = Outcome(done, (done - begun) * self.recipe.mixture.batch_size, round(seconds, 2))
+        return self._finish(outcome)
+
+    def _resume(self) -> int:
+        with self.link.restored() as folder:
+            if folder is not None:
+                self.progress = read(folder, self.parameters, self.optimizer)
+        step = self.feed.plan.resume(self.progress.position)
+        if self.first:
+            self.journal.begin(step)
+            log.info("step %d of %d, %d weights are trained", step, self.task.steps, sum(values.numel() for values in self.parameters.values()))
+        return step
+
+    def _step(self, step: int) -> None:
+        rate = self.recipe.optimisation.rate_at(step, self.task.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.feed.at(step, self.model)
+        self._mode(training=True)
+        # Of the step and the rank alone, so that no generator's state must be kept.
+        torch.manual_seed(hash64(str(self.recipe.mixture.seed), str(step), str(world()[0])))
+        self.optimizer.zero_grad(set_to_none=True)
+        started = time.perf_counter()
+        loss = self.cache.step(batch.queries, batch.positives, negatives=batch.negatives, notes=_placed(batch.notes, self.device))
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optimisation.clip or float("inf"))
+        if not torch.isfinite(norm):
+            raise RuntimeError(f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower the learning rate")
+        self.optimizer.step()
+        if step % self.recipe.watching.log_every == 0 or step + 1 == self.task.steps:
+            self._write(step, batch, {"loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm)}, time.perf_counter() - started)
+
+    def _write(self, step: int, batch: Ready, values: dict[str, float], seconds: float) -> None:
+        """A line of metrics. Every rank must call it: signs and rows are gathered."""
+        with torch.no_grad():
+            signs = self.loss.signs()
+        keys = all_keys(batch.row_keys, self.device) if self.recipe.watching.log_rows else None
+        if self.first:
+            line = {"step": step, **values, **signs, "seconds": round(seconds, 4), "rejects": batch.rejects.num_rows}
+            self.journal.add({**line, **({} if keys is None else {"rows": keys})})
+            log.info("step %d of %d: loss %.4f, learning rate %.3g", step, self.task.steps, values["loss"], values["learning_rate"])
+
+    def _after(self, done: int) -> None:
+        """What is due once `done` steps are: evaluation, checkpoint, a look for notices."""
+        watching, last = self.recipe.watching, done == self.task.steps
+        self.progress.position = self.feed.plan.position(done)
+        if last or done % watching.evaluate_every == 0:
+            self._evaluate(done)
+        if last or self._noticed(done) or self.progress.stopped or done % watching.checkpoint_every == 0:
+            self._keep(done)
+
+    def _noticed(self, done: int) -> bool:
+        """True once, when a machine is to be taken away: one checkpoint more, and training goes on until it is."""
+        if done % self.recipe.watching.notice_every or not self.link.noticed() or self.warned:
+            return False
+        self.warned = True
+        if self.first:
+            log.warning("step %d: a machine of this run is to be taken away; a checkpoint is made", done)
+        return True
+
+    def _evaluate(self, done: int) -> None:
+        if not self.task.held_out:
+            return
+        self._mode(training=False)
+        metrics = evaluate(self.model, self._embed, self.task.held_out, choice=self.recipe.choice, k=self.recipe.watching.k)
+        if self.first:
+            self.journal.add({"step": done, "held_out": metrics})
+            log.info("step %d: %s", done, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/" not in name))
+        by = f"{self.recipe.watching.best_by}@{self.recipe.watching.k}"
+        progress = self.progress
+        progress.before = progress.before or metrics
+        if progress.best_step is None or metrics[by] > progress.best[by]:
+            progress.best, progress.best_step, progress.stale = metrics, done, 0
+            if self.first:
+                _save_whole(self._best_path(done), plain(self.parameters))
+        else:
+            progress.stale += 1
+            progress.stopped = self.recipe.watching.patience is not None and progress.stale >= self.recipe.watching.patience
+
+    def _keep(self, done: int) -> None:
+        metrics = {"step": done}
+        if not self.first:
+            self.link.keep(None, metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), self.progress, self.parameters, self.optimizer)
+            self.link.keep(Path(folder), metrics)
+        # Only now: an earlier checkpoint names earlier weights as the best.
+        for path in self.folder.glob("best-*.pt"):
+            if path != self._best_path(self.progress.best_step):
+                path.unlink()
+
+    def _finish(self, outcome: Outcome) -> Outcome:
+        progress = self.progress
+        outcome.before, outcome.after, outcome.best_step = progress.before, progress.best, progress.best_step
+        if self.first:
+            if progress.best_step is not None:
+                best = self._best_path(progress.best_step)
+                put(torch.load(best, map_location="cpu", weights_only=True), self.parameters, str(best))
+            metrics = {name: value for name, value in progress.best.items() if "/" in name}
+            folder = self.folder / ENCODER
+            outcome.encoder = str(folder)
+            # Of an attempt that ended between here and its report.
+            shutil.rmtree(folder, ignore_errors=True)
+            outcome.fingerprint = self.model.save(folder, self.task.card.model_copy(update={"metrics": metrics}))
+        return outcome
+
+    def _mode(self, *, training: bool) -> None:
+        for module in self.model.modules:
+            module.train(training)
+
+    def _embed(self, rows: Sequence[Any]) -> Vectors:
+        if self.recipe.optimisation.autocast is None:
+            return self.model.embed(rows)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.model.embed(rows)
+
+    def _best_path(self, step: int | None) -> Path:
+        return self.folder / f"best-{step}.pt"
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
+    """AdamW that shrinks matrices only."""
+    groups = [
+        {"params": [values for values in parameters.values() if values.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [values for values in parameters.values() if values.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+
+
+def _placed(notes: Notes, device: torch.device) -> Notes:
+    values = {each.name: getattr(notes, each.name) for each in fields(notes)}
+    return replace(notes, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
+
+
+def _save_whole(path: Path, weights: Mapping[str, Tensor]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    torch.save(dict(weights), part)
+    part.replace(path)

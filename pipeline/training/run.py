@@ -1,0 +1,159 @@
+"""A training run before and after its workers: data sets prepared, settings checked and kept, the report. No Ray."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from pipeline.config import ConfigError, Model
+from pipeline.pairs.prepare import Dataset, prepare
+from pipeline.training.feed import Part, plan_of
+from pipeline.training.journal import Journal
+from pipeline.training.loop import JOURNAL, Outcome, Recipe, Task
+from pipeline.training.settings import Workers
+from pipeline.vlm.card import Card, DataSource
+
+log = logging.getLogger(__name__)
+
+SETTINGS, REPORT = "job.json", "report.json"
+"""What a run began with, and what came of it, in its folder."""
+
+
+class RunAt(Model):
+    """What a run is called, and where it is kept."""
+
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """The same name goes on with the same run."""
+    folder: str = "runs"
+    """Runs are kept here, each in a folder of its name, which all workers must see: metrics, checkpoints, the encoder."""
+    prepared: str = "prepared"
+    """Checked rows are kept here, for all runs."""
+    base_licence: str | None = None
+    """Of the model that is begun with, for the model card, such as apache-2.0."""
+
+    @property
+    def place(self) -> Path:
+        """The run's folder. Raises ConfigError if it is none of a file system."""
+        if "://" in self.folder:
+            raise ConfigError(f"run.folder={self.folder!r}: a run needs a folder that all workers share; object stores are not implemented")
+        return Path(self.folder).expanduser().absolute() / self.name
+
+
+@dataclass
+class TrainReport:
+    """What a training run did."""
+
+    job: str = "train"
+    status: str = "done"
+    run: str = ""
+    """Its folder: metrics.jsonl, checkpoints, the encoder."""
+    steps: int = 0
+    """That the whole run took."""
+    rows: int = 0
+    """Rows that this command trained on: fewer than the run's if it went on from a checkpoint."""
+    seconds: float = 0.0
+    """Of these rows, evaluations included, the start of Ray not."""
+    rows_per_s: float | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    """Held-out metrics before the first step."""
+    after: dict[str, float] = field(default_factory=dict)
+    """Those of the weights that were saved; empty without held-out data, when the last ones are."""
+    best_step: int | None = None
+    data: dict[str, int] = field(default_factory=dict)
+    """Rows of each data set."""
+    rejects: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows of each data set that are not trained on, by reason."""
+    encoder: str = ""
+    """The saved encoder's folder: encoder: {target: pipeline.vlm.saved:open_encoder, args: {folder: ...}}."""
+    fingerprint: str = ""
+
+
+def finished(at: RunAt, settings: dict[str, Any]) -> TrainReport | None:
+    """The report of a run that has come to its end. Raises ConfigError naming a setting that was another one when the run began."""
+    folder = at.place
+    if not (folder / SETTINGS).is_file():
+        return None
+    before, now = _flat(json.loads((folder / SETTINGS).read_text())), _flat(json.loads(json.dumps(settings)))
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if changed:
+        was, asked = (values.get(changed[0]) for values in (before, now))
+        raise ConfigError(
+            f"{folder} is a run that began with {changed[0]}={was!r}, not {asked!r}; go on with what it began with, or give another run.name"
+        )
+    if not (folder / REPORT).is_file():
+        return None
+    log.info("%s is done", folder)
+    return TrainReport(**json.loads((folder / REPORT).read_text()))
+
+
+def task_of(recipe: Recipe, at: RunAt, *, data: Sequence[Dataset], held_out: Sequence[Dataset], workers: Workers, settings: dict[str, Any]) -> Task:
+    """What the workers are told; data sets are prepared where they are not yet. Raises ConfigError for what the job file can fix."""
+    names = [dataset.name for dataset in (*data, *held_out)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"data and held_out are named {', '.join(names)}: each data set needs a name of its own")
+    most = workers.most or workers.num
+    if recipe.mixture.batch_size < most:
+        raise ConfigError(f"mixture.batch_size={recipe.mixture.batch_size} is less than {most} workers; each needs a row of every batch")
+    # Built here for their errors alone; neither loads weights.
+    recipe.model.build()
+    recipe.loss.build()
+    parts = tuple(Part(prepare(dataset, at.prepared), dataset.weight) for dataset in data)
+    plan = plan_of(parts, recipe.mixture)
+    sources = tuple(DataSource(name=part.prepared.name, rows=part.prepared.num_rows()) for part in parts)
+    base = str(recipe.model.args.get("model", recipe.model.target))
+    return Task(
+        recipe=recipe,
+        parts=parts,
+        held_out=tuple(prepare(dataset, at.prepared) for dataset in held_out),
+        steps=recipe.optimisation.steps or plan.steps(recipe.optimisation.epochs),
+        folder=str(at.place),
+        card=Card(name=at.name, base=base, base_licence=at.base_licence, data=sources, settings=settings),
+    )
+
+
+def begin(at: RunAt, settings: dict[str, Any]) -> None:
+    """Keep what the run begins with."""
+    at.place.mkdir(parents=True, exist_ok=True)
+    _write(at.place / SETTINGS, settings)
+
+
+def done(at: RunAt, outcome: Outcome, task: Task) -> TrainReport:
+    """The report of a run whose workers are done; kept, so that the run is not done again."""
+    data = [*(part.prepared for part in task.parts), *task.held_out]
+    losses = [line["loss"] for line in Journal(at.place / JOURNAL).lines() if "loss" in line]
+    report = TrainReport(
+        run=str(at.place),
+        steps=outcome.steps,
+        rows=outcome.rows,
+        seconds=outcome.seconds,
+        rows_per_s=round(outcome.rows / outcome.seconds, 2) if outcome.rows else None,
+        loss_first=losses[0],
+        loss_last=losses[-1],
+        before=outcome.before,
+        after=outcome.after,
+        best_step=outcome.best_step,
+        data={each.name: each.num_rows() for each in data},
+        rejects={each.name: counts for each in data if (counts := each.rejected())},
+        encoder=outcome.encoder,
+        fingerprint=outcome.fingerprint,
+    )
+    _write(at.place / REPORT, asdict(report))
+    return report
+
+
+def _write(path: Path, value: Any) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=2))
+    part.replace(path)
+
+
+def _flat(value: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {before: value}
+    return {name: each for key, inner in value.items() for name, each in _flat(inner, f"{before}.{key}" if before else key).items()}

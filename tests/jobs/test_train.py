@@ -1,0 +1,151 @@
+"""The train job on Ray Train. Each fit takes 25 seconds to start, so there are few, and tests share them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+from jobs.embed import EmbedJob
+from jobs.embed import run as embed
+from jobs.train import TrainJob, run
+from pipeline.config import ConfigError
+from pipeline.table.at import TableAt
+from pipeline.training.journal import Journal
+from pipeline.vlm.message import Message
+from pipeline.vlm.saved import open_encoder
+from tests.training.pairs import deadly, job_values, losses, rows, write_pairs
+from tests.vlm.models import save_model
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Pairs, and a small Qwen2-VL."""
+    folder = tmp_path_factory.mktemp("job")
+    write_pairs(folder)
+    save_model(folder / "model", "qwen2_vl")
+    return folder
+
+
+def job(place, name, **sections):
+    return TrainJob.model_validate(job_values(place, place / "model", name=name, steps=STEPS, **sections))
+
+
+@pytest.fixture(scope="module")
+def killed_worker(place, cluster):
+    """A run on 2 workers, one of which is killed at step 5, once."""
+    report = run(job(place, "worker", workers={"num": 2, "max_failures": 1}, loss=deadly(5, place / "killed")))
+    assert (place / "killed").exists()
+    return report
+
+
+def start(place, values, log):
+    path = place / f"{values['run']['name']}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.train", str(path)], stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True
+        )
+
+
+@pytest.fixture(scope="module")
+def killed_driver(place):
+    """A run on 2 workers whose driver is killed after its 6th step, and that goes on with 1."""
+    values = job_values(place, place / "model", name="driver", steps=STEPS, workers={"num": 2}, loss=slow(0.3))
+    folder = place / "runs" / "driver"
+    process = start(place, values, place / "driver.log")
+    deadline = time.monotonic() + 240
+    while max((line["step"] for line in Journal(folder / "metrics.jsonl").lines() if "loss" in line), default=0) < 6:
+        assert process.poll() is None and time.monotonic() < deadline, (place / "driver.log").read_text()[-3000:]
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = Journal(folder / "metrics.jsonl").lines()[-1]["step"]
+    assert before < STEPS - 1 and not (folder / "report.json").exists()
+    process = start(place, {**values, "workers": {"num": 1}}, place / "driver2.log")
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, (place / "driver2.log").read_text()[-3000:]
+    return json.loads(out)
+
+
+def slow(seconds):
+    return {"target": "tests.training.pairs:Slow", "args": {"seconds": seconds}}
+
+
+def test_a_killed_driver_resumes_with_another_number_of_workers_and_a_killed_worker_changes_nothing(place, killed_worker, killed_driver):
+    assert killed_worker.status == killed_driver["status"] == "done"
+    assert killed_worker.steps == killed_driver["steps"] == STEPS
+    assert 0 < killed_driver["rows"] < STEPS * 8
+    first, second = (place / "runs" / name for name in ("worker", "driver"))
+    assert rows(first) == rows(second)
+    assert sorted(rows(first)) == list(range(STEPS))
+    drawn = [key for step in range(10) for key in rows(first)[step]]
+    assert all(drawn.count(key) == 2 for key in drawn), "in 10 steps of 8, each of 40 rows comes twice"
+    ours, theirs = losses(first), losses(second)
+    np.testing.assert_allclose([ours[step] for step in range(STEPS)], [theirs[step] for step in range(STEPS)], rtol=1e-3)
+    assert killed_worker.after["recall@3"] == pytest.approx(killed_driver["after"]["recall@3"], abs=1e-6)
+
+
+def test_the_report_says_what_was_done(place, killed_worker):
+    assert killed_worker.data == {"words": 40, "held": 12}
+    assert killed_worker.loss_last < killed_worker.loss_first
+    assert set(killed_worker.before) == {f"{part}{metric}@3" for part in ("", "held/") for metric in ("recall", "mrr", "ndcg")}
+    assert killed_worker.rows_per_s > 0
+    line = Journal(place / "runs" / "worker" / "metrics.jsonl").lines()[-1]
+    line = next(each for each in reversed(Journal(place / "runs" / "worker" / "metrics.jsonl").lines()) if "loss" in each)
+    assert {"learning_rate", "gradient_norm", "cosine_positive", "cosine_negative", "effective_rank"} <= set(line)
+    assert 1 <= line["effective_rank"] <= 8
+
+
+def test_a_run_that_is_done_stays_done_and_other_settings_are_refused(place, killed_worker):
+    again = job(place, "worker", workers={"num": 1}, loss=deadly(5, place / "killed"))
+    assert run(again) == killed_worker
+    with pytest.raises(ConfigError, match=r"began with optimisation.learning_rate=0.001, not 0.5; .*give another run.name"):
+        run(job(place, "worker", optimisation={"learning_rate": 0.5}, loss=deadly(5, place / "killed")))
+
+
+def test_the_encoder_fills_a_table_and_a_query_finds_its_row(place, killed_worker):
+    (place / "texts").mkdir()
+    for name in ("RED CAT", "BLUE MOON", "GREEN TEA"):
+        (place / "texts" / f"{name}.txt").write_text(name)
+    encoder = {"target": "pipeline.vlm.saved:open_encoder", "args": {"folder": killed_worker.encoder}}
+    source = {"target": "pipeline.readers.text:TextFiles", "args": {"uri": str(place / "texts")}}
+    table = {"uri": str(place / "vectors"), "name": "t"}
+    report = embed(EmbedJob.model_validate({"source": source, "encoder": encoder, "table": table, "compute": {"cpus": 1}}))
+    assert (report.written, report.fingerprint) == (3, killed_worker.fingerprint)
+    found = TableAt(**table).require().to_table(columns=["text", "vector"]).to_pylist()
+    query = open_encoder(killed_worker.encoder).for_queries().encode_messages([Message("BLUE MOON")])[0]
+    scores = {row["text"]: float(np.dot(row["vector"], query)) for row in found}
+    assert max(scores, key=scores.get) == "BLUE MOON"
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"mixture": {"batch_size": 2}, "workers": {"num": 3}}, "batch_size=2 is less than 3 workers"),
+        ({"mixture": {"batch_size": 64}}, "has 40 rows and a batch takes 64"),
+        ({"workers": {"gpus": 1, "num": 9}}, "take 9 GPUs, and this machine has"),
+        ({"model": {"target": "pipeline.training.vlm:TrainVlm", "args": {"model": "nowhere/at/all"}}}, "nowhere"),
+        ({"model": {"target": "pipeline.training.vlm:TrainVml"}}, "did you mean 'TrainVlm'"),
+        ({"loss": {"target": "pipeline.training.infonce:InfoNCE", "args": {"temperature": -1}}}, "must be above 0"),
+        ({"run": {"folder": "s3://bucket/runs"}}, "a folder that all workers share"),
+    ],
+)
+def test_what_the_job_file_can_fix_is_told_before_ray_starts(place, monkeypatch, sections, problem):
+    monkeypatch.setattr("pipeline.training.fit.ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=problem):
+        run(job(place, "wrong", **sections))
+    assert not (place / "runs" / "wrong").exists()
+
+
+def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(place, cluster):
+    with pytest.raises(ConfigError, match="there is room for 2 of them"):
+        run(job(place, "large", workers={"num": 5}))

@@ -108,7 +108,7 @@ def _write_adapter(folder: Path, model: Any, base: str | None, revision: str | N
 
 
 def _write_processor(part: Path, preparer: Preparer, template: str | None) -> None:
-    processor = copy.deepcopy(preparer._processor)
+    processor = copy.deepcopy(preparer.processor)
     # The side that `Preparer.collate` pads: the first token is then at place 0, which other packages take for granted.
     processor.tokenizer.padding_side = "right"
     if template is not None:

@@ -52,12 +52,14 @@ class Preparer:
 
     def __init__(self, base: Base, sizes: Sizes) -> None:
         self.kind, self.max_tokens = base.kind, sizes.max_tokens
-        self._processor = _processor(base)
-        self.pixels = _limit(self._processor.image_processor, base.kind, sizes)
+        self.processor = _processor(base)
+        """transformers' own: tokenizer and image processor in one."""
+        self.pixels = _limit(self.processor.image_processor, base.kind, sizes)
         """What the image processor was told: part of the lineage."""
-        self.tokenizer = self._processor.tokenizer
-        self.image_token_id = int(base.config.get("image_token_id", base.config.get("image_token_index", self._processor.image_token_id)))
-        self._control = _control(self._processor)
+        self.tokenizer = self.processor.tokenizer
+        self.image_token_id = int(base.config.get("image_token_id", base.config.get("image_token_index", self.processor.image_token_id)))
+        self.control = _control(self.processor)
+        """Matches the model's special tokens."""
         self._place_token = self.tokenizer.pad_token or self.tokenizer.eos_token  # no text has it
         self._lock = threading.Lock()
 
@@ -68,8 +70,8 @@ class Preparer:
         ValueError if markers and images do not agree, or if the images alone are too long.
         """
         render = template.query if query else template.document
-        said = neutral(template.instruction if instruction is None else instruction, self._control)
-        message = neutralised(message, self._control)
+        said = neutral(template.instruction if instruction is None else instruction, self.control)
+        message = neutralised(message, self.control)
         row = self.prepare(render(said, message), message.images, bare=template.bare)
         while len(row) > self.max_tokens:
             message = self._shorter(message, len(row) - self.max_tokens, row)
@@ -84,7 +86,7 @@ class Preparer:
         if text.count(MARKER) != len(images):
             check_markers(text, len(images))
             raise ValueError(f"the text has no image marker ({MARKER}) and the message {len(images)} images")
-        joint = self._framed(text).replace(MARKER, self._image_text(bare=bare)).replace(PLACEHOLDER, self._place_token)
+        joint = self._framed(text).replace(MARKER, self.image_text(bare=bare)).replace(PLACEHOLDER, self._place_token)
         features = self._features(joint, images)
         ids = features["input_ids"][0]
         if not len(ids):
@@ -104,7 +106,7 @@ class Preparer:
 
         uint8 (H, W, 3) to uint8 (h, w, 3). The same row comes of it, to the bit: for decode workers, who then hold less.
         """
-        processor = self._processor.image_processor
+        processor = self.processor.image_processor
         height, width = image.shape[:2]
         if self.kind not in QWEN or max(height, width) > _LONGEST * min(height, width):
             return image
@@ -143,10 +145,11 @@ class Preparer:
             if not images:  # not every processor takes a text alone
                 ids = self.tokenizer([text], return_tensors="pt")["input_ids"]
                 return {"input_ids": ids, **{name: torch.zeros_like(ids) for name in _along(self.kind)}}
-            return self._processor(text=[text], images=[pictures] if self.kind in _NESTED else pictures, return_tensors="pt")
+            return self.processor(text=[text], images=[pictures] if self.kind in _NESTED else pictures, return_tensors="pt")
 
-    def _image_text(self, *, bare: bool) -> str:
-        token: str = self._processor.image_token
+    def image_text(self, *, bare: bool) -> str:
+        """What stands in a text for one image; `bare`: without the tokens around it."""
+        token: str = self.processor.image_token
         return f"<|vision_start|>{token}<|vision_end|>" if self.kind in QWEN and not bare else token
 
     def _framed(self, text: str) -> str:

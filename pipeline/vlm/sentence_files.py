@@ -107,7 +107,7 @@ def chat_template(spec: EncoderSpec, preparer: Preparer) -> str:
 
 def _said(instruction: str, preparer: Preparer) -> str:
     # As `Preparer.read` does.
-    return neutral(instruction, preparer._control).replace(MARKER, "").strip("\0")
+    return neutral(instruction, preparer.control).replace(MARKER, "").strip("\0")
 
 
 def _side(template: Template, said: str, *, query: bool) -> _Side:
@@ -132,10 +132,10 @@ def _split(rendered: str, at: str) -> tuple[str, str]:
 
 def _jinja(document: _Side, query: _Side, preparer: Preparer, template: Template) -> str:
     added = {*preparer.tokenizer.get_added_vocab(), *preparer.tokenizer.all_special_tokens}
-    tokens = sorted((token for token in added if preparer._control.fullmatch(token)), key=len, reverse=True)
+    tokens = sorted((token for token in added if preparer.control.fullmatch(token)), key=len, reverse=True)
     if len(tokens) > _MOST_TOKENS:
         raise Unsuitable(f"its tokenizer has {len(tokens)} special tokens, too many to keep out of texts in a chat template")
-    image = _literal(preparer._image_text(bare=template.bare))
+    image = _literal(preparer.image_text(bare=template.bare))
     return "".join(
         [
             "{%- set it = namespace(text='', images=0) -%}",
@@ -177,15 +177,15 @@ def _literal(value: object) -> str:
 
 def _prove(text: str, template: Template, said: dict[bool, str], preparer: Preparer) -> None:
     """Raises Unsuitable unless the chat template makes the same of some messages as the template does."""
-    image = preparer._image_text(bare=template.bare)
+    image = preparer.image_text(bare=template.bare)
     pixels = np.zeros((1, 1, 3), np.uint8)
     for words in ("", "a cat", ' "quoted" {braces}\n\\ ', f"x{preparer.tokenizer.all_special_tokens[0]}y"):
         for images in range(3):
             parts = [{"type": "image"}] * images + ([{"type": "text", "text": words}] if words else [])
             for query, task in ((False, "document"), (True, "query")):
                 render = template.query if query else template.document
-                expected = render(said[query], Message(neutral(words, preparer._control), (pixels,) * images)).replace(MARKER, image)
-                found = preparer._processor.apply_chat_template([{"role": "user", "content": parts}], chat_template=text, task=task, tokenize=False)
+                expected = render(said[query], Message(neutral(words, preparer.control), (pixels,) * images)).replace(MARKER, image)
+                found = preparer.processor.apply_chat_template([{"role": "user", "content": parts}], chat_template=text, task=task, tokenize=False)
                 if found != expected:
                     raise Unsuitable(f"its template cannot be said as a chat template: {found!r} would stand for {expected!r}")
 

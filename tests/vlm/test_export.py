@@ -121,11 +121,11 @@ def test_merged_weights_load_everywhere_and_the_adapter_is_kept(folder_of, tmp_p
 def test_saving_leaves_the_model_that_is_trained_as_it_was(folder_of, tmp_path):
     model, preparer = wrapped(folder_of("qwen2_vl"), Sizes(), rank=2)
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    template = preparer._processor.chat_template
+    template = preparer.processor.chat_template
     save_encoder(tmp_path / "encoder", model, preparer=preparer, spec=EncoderSpec(), card=CARD)
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
-    assert preparer._processor.chat_template == template and preparer.tokenizer.padding_side == "left"
+    assert preparer.processor.chat_template == template and preparer.tokenizer.padding_side == "left"
 
 
 def test_an_adapter_alone_loads_everywhere_on_its_base(folder_of, tmp_path):

@@ -21,6 +21,8 @@ NO_DATA = ("state.json", "dataset_info.json", "dataset_dict.json")
 """What `save_to_disk` writes beside the rows."""
 
 BATCH_ROWS = 512
+BATCH_BYTES = 32 * 2**20
+"""Records are held together until they are so many, or their images so large."""
 LOOK_ROWS = 100
 
 Unit = tuple[str, str]
@@ -85,14 +87,16 @@ class Files:
             unit, at, stop = part["unit"], part["start"], part["stop"]
             fault = f"{unit} has fewer rows than when it was listed"
             held: list[Raw] = []
+            size = 0
             try:
                 start = lines.nearest_start(self._starts, unit, part["version"], at)
                 for raw in self._read(unit, start, part["version"], range(at, stop)):
                     held.append(raw)
+                    size += bytes_in(raw.value)
                     at = raw.row + 1
-                    if len(held) == BATCH_ROWS:
+                    if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
                         yield Batch(unit, held)
-                        held = []
+                        held, size = [], 0
             except (FileNotFoundError, PermissionError, pa.ArrowInvalid) as error:
                 fault = f"{unit}: {error}"
             yield Batch(unit, [*held, *(Raw(row, {}, fault) for row in range(at, stop))])
@@ -133,14 +137,16 @@ class Files:
         with storage.open_file(unit, self.storage_options) as file:
             parquet = pq.ParquetFile(file)
             counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
-            groups, at, first = [], 0, None
+            groups, at, first, size = [], 0, None, 1
             for group, count in enumerate(counts):
                 if wanted is None or (at < wanted.stop and at + count > wanted.start):
                     first = at if first is None else first
                     groups.append(group)
+                    size += parquet.metadata.row_group(group).total_byte_size
                 at += count
+            batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * sum(counts[group] for group in groups) // size))
             if groups:
-                yield from _of_batches(parquet.iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False), first or 0, wanted)
+                yield from _of_batches(parquet.iter_batches(batch_rows, row_groups=groups, use_threads=False), first or 0, wanted)
 
     def _arrow(self, unit: str, wanted: range | None) -> Iterator[Raw]:
         with self._stream(unit) as stream:
@@ -171,6 +177,15 @@ class Files:
             except (ValueError, RecursionError) as error:
                 return (Raw(0, {}, f"{unit} is no JSON array: {error}"),)
         return elements
+
+
+def bytes_in(value: Any) -> int:
+    """Size of the binary values in a record, at any depth; text is small beside them."""
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(bytes_in, value.values()))
+    return sum(map(bytes_in, value)) if isinstance(value, list) else 0
 
 
 def _of_batches(batches: Any, at: int, wanted: range | None) -> Iterator[Raw]:

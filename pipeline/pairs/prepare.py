@@ -26,6 +26,9 @@ from schemas.pairs import PAIR_REJECT, PREPARED
 FORM = 1
 """Changes when rows are prepared in another way."""
 
+ROWS_WITH_IMAGES = 32
+"""Rows whose images are fetched and decoded together."""
+
 log = logging.getLogger(__name__)
 
 
@@ -116,8 +119,8 @@ class _Preparation:
 
     def _rows(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with Checker(self.dataset) as checker:
-            for table in self.reader.read(self.slices):
-                good, bad = checker.check(table.to_pylist())
+            for rows in self._parts():
+                good, bad = checker.check(rows)
                 self.rejects += bad
                 self.counts["good"] += len(good)
                 self.counts["bad"] += sum(reject["reason"] != "unwanted" for reject in bad)
@@ -128,6 +131,13 @@ class _Preparation:
             self._fail(f"none of {self.total} rows can be trained on")
         # The rejects go first: once the rows are there, nothing is prepared again.
         self._write_rejects()
+
+    def _parts(self) -> Iterator[list[dict[str, Any]]]:
+        """The reader's rows, few at a time where their images are fetched: these are held together."""
+        most = ROWS_WITH_IMAGES if self.dataset.images != "exist" else 2**31
+        for table in self.reader.read(self.slices):
+            for start in range(0, table.num_rows, most):
+                yield table.slice(start, most).to_pylist()
 
     def _fail(self, what: str) -> None:
         self._write_rejects()

@@ -47,8 +47,8 @@ class Prepared:
         return int(self.open().count_rows())
 
     def keys(self) -> pa.Table:
-        """What order and masks need to know of each row, in the rows' order (schema KEYS)."""
-        return self.open().to_table(columns=KEYS.names).combine_chunks()
+        """What the order of rows depends on, in the rows' order: KEYS without the negatives', which only masks need."""
+        return self.open().to_table(columns=[name for name in KEYS.names if name != "negative_keys"]).combine_chunks()
 
     def take(self, rows: np.ndarray) -> pa.Table:
         """Rows by number, in the order given; a number may come twice (schema PREPARED)."""

@@ -310,6 +310,13 @@ def test_a_large_file_is_read_in_slices_and_by_a_reader_that_travelled(tmp_path)
     assert [row["query"]["text"] for row in last.to_pylist()] == [f"q{i}" for i in range(8192, 9000)]
 
 
+def test_records_with_large_images_are_held_few_at_a_time(tmp_path):
+    given = [{"query_text": "a", "query_image": {"bytes": [bytes(3_000_000)], "paths": ["1.jpg"]}, "pos_text": "b"} for _ in range(30)]
+    reader = Mmeb(parquet(tmp_path / "x.parquet", given))
+    sizes = [table.num_rows for table in reader.read(reader.split(reader.list()))]
+    assert sum(sizes) == 30 and max(sizes) <= 12
+
+
 # ---- WebDataset ----
 
 

@@ -47,7 +47,11 @@ def run(job: EmbedJob) -> EmbedReport:
     problem = problem or problem_of(report, job.limits)
     report.status = "failed" if problem else "done"
     report.seconds = round(time.perf_counter() - started, 2)
-    _record(job, prepared, report.status, command.to_plain(report))
+    try:
+        _record(job, prepared, report.status, command.to_plain(report))
+    except OSError as error:  # a full disk, most likely: the report must come out all the same
+        problem = problem or f"the run could not be written into the ledger: {error}"
+        report.status = "failed"
     if problem:
         raise JobFailed(problem, report)
     return report

@@ -208,7 +208,10 @@ class Filling:
 
     def _commit(self) -> None:
         if self._waiting:
-            self.committer.commit(self._waiting)
+            try:
+                self.committer.commit(self._waiting)
+            except OSError as error:
+                raise JobFailed(f"a commit could not be written: {error}; earlier ones stay, and the next run adopts what is staged") from error
             self._waiting = []
         self._committed_at = time.monotonic()
 

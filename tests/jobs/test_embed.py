@@ -11,6 +11,7 @@ from jobs.embed import EmbedJob, plan, run
 from pipeline.config import ConfigError, JobFailed, Ref
 from pipeline.encoders.hashing import Hashing
 from pipeline.table.at import TableAt
+from pipeline.table.commit import Committer
 from pipeline.table.stage import Staging
 from tests.sources import items
 
@@ -323,3 +324,19 @@ def test_a_run_deletes_nothing_that_an_overlapping_one_has_brought(tmp_path):
     report, problem = embed._fill(job, late)
     assert (report.overtaken, report.vanished, report.deleted, problem) == (1, 0, 0, None)
     assert report.rows_in_table == 12
+
+
+def test_a_disk_that_fills_up_ends_in_a_report(tmp_path, texts, monkeypatch):
+    """It used to end in a traceback, without the counts of what was committed."""
+
+    def full(*arguments, **settings):
+        raise OSError("LanceError(IO): No space left on device (os error 28)")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Committer, "commit", full)
+        disk.setattr(embed, "record_run", lambda *arguments, **settings: full() if settings["report"] else None)
+        with pytest.raises(JobFailed, match="No space left") as failure:
+            run(job_of(tmp_path, texts))
+    report = failure.value.report
+    assert (report.status, report.written, report.failed, adds_up(report)) == ("failed", 0, 30, True)
+    assert run(job_of(tmp_path, texts)).adopted == 30

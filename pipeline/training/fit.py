@@ -82,11 +82,13 @@ def fit(task: Task, workers: Workers) -> Outcome:
 
 
 def _failed(error: Any) -> Exception:
-    """The first worker's own error, if there is one."""
-    own = next((each for _, each in sorted(error.worker_failures.items())), error)
-    cause = getattr(own, "cause", None) or own
-    if isinstance(cause, ConfigError):
-        return ConfigError(str(cause))
+    """A worker's own error: what the job file can fix if there is that, else that of the first worker."""
+    # Ray wraps an error in one whose text is the whole traceback, which its log has already.
+    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(error.worker_failures.items())]
+    wrong = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
+    if wrong is not None:
+        return ConfigError(str(wrong))
+    cause = causes[0] if causes else error
     return JobFailed(f"a worker failed: {type(cause).__name__}: {cause}; run the same command again to go on from the last checkpoint")
 
 

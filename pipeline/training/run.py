@@ -81,7 +81,8 @@ def finished(at: RunAt, settings: dict[str, Any]) -> TrainReport | None:
         return None
     before, now = _flat(json.loads((folder / SETTINGS).read_text())), _flat(json.loads(json.dumps(settings)))
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if changed:
+    # Before the first checkpoint nothing depends on them yet: a setting that was wrong may be mended.
+    if changed and any(path.is_dir() for path in folder.glob("checkpoint_*")):
         was, asked = (values.get(changed[0]) for values in (before, now))
         raise ConfigError(
             f"{folder} is a run that began with {changed[0]}={was!r}, not {asked!r}; go on with what it began with, or give another run.name"

@@ -13,10 +13,11 @@ import yaml
 
 from jobs.embed import EmbedJob
 from jobs.embed import run as embed
-from jobs.train import TrainJob, run
+from jobs.train import TrainJob, _settings, run
 from pipeline.config import ConfigError
 from pipeline.table.at import TableAt
 from pipeline.training.journal import Journal
+from pipeline.training.run import finished
 from pipeline.vlm.message import Message
 from pipeline.vlm.saved import open_encoder
 from tests.training.pairs import deadly, job_values, losses, rows, write_pairs
@@ -98,7 +99,6 @@ def test_the_report_says_what_was_done(place, killed_worker):
     assert killed_worker.loss_last < killed_worker.loss_first
     assert set(killed_worker.before) == {f"{part}{metric}@3" for part in ("", "held/") for metric in ("recall", "mrr", "ndcg")}
     assert killed_worker.rows_per_s > 0
-    line = Journal(place / "runs" / "worker" / "metrics.jsonl").lines()[-1]
     line = next(each for each in reversed(Journal(place / "runs" / "worker" / "metrics.jsonl").lines()) if "loss" in each)
     assert {"learning_rate", "gradient_norm", "cosine_positive", "cosine_negative", "effective_rank"} <= set(line)
     assert 1 <= line["effective_rank"] <= 8
@@ -149,3 +149,12 @@ def test_what_the_job_file_can_fix_is_told_before_ray_starts(place, monkeypatch,
 def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(place, cluster):
     with pytest.raises(ConfigError, match="there is room for 2 of them"):
         run(job(place, "large", workers={"num": 5}))
+
+
+def test_a_workers_error_is_told_and_a_setting_may_be_mended_before_the_first_checkpoint(place, cluster):
+    args = {"model": str(place / "model"), "parts": ["nowhere"]}
+    with pytest.raises(ConfigError, match=r"parts=\['nowhere'\] is found in no weight's name"):
+        run(job(place, "mended", model={"args": args}, workers={"max_failures": 0}))
+    assert (place / "runs" / "mended" / "job.json").exists()
+    mended = job(place, "mended", model={"args": {**args, "parts": ["visual"]}})
+    assert finished(mended.run, _settings(mended)) is None

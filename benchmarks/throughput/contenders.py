@@ -44,7 +44,7 @@ def floor(images: list[Path], model: str, dtype: str, out: str) -> dict[str, flo
     side = 224
 
     def pixels(path: Path) -> torch.Tensor:
-        image = torch.from_numpy(simplejpeg.decode_jpeg(path.read_bytes())).permute(2, 0, 1)[None]
+        image = torch.from_numpy(simplejpeg.decode_jpeg(path.read_bytes()))[None].permute(0, 3, 1, 2)
         height, width = image.shape[2:]
         ratio = side / min(height, width)
         image = torch.nn.functional.interpolate(image, (round(height * ratio), round(width * ratio)), mode="bicubic", antialias=True)[0]

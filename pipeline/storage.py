@@ -281,7 +281,10 @@ def _read_local(path: str, max_bytes: int) -> bytes | BadItem:
         if status.st_size > max_bytes:
             return _too_large(status.st_size, max_bytes)
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            # Not max_bytes at once: Python would make room for all of them first.
+            data = file.read(status.st_size + 1)
+            if len(data) > status.st_size:  # it has grown meanwhile
+                data += file.read(max_bytes + 1 - len(data))
     except (OSError, ValueError) as error:
         # A disk that fails, or too many open files, is no item's fault.
         if isinstance(error, OSError) and error.errno not in ITEMS_FAULT:

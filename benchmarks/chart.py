@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 620, 420, 80, 50, 20, 60
 COLOURS = {"plain": "#c0392b", "ours": "#1f77b4", "theirs": "#7f8c8d"}
-LABELS = {"plain": "plain step", "ours": "GradCache", "theirs": "sentence-transformers, cached"}
+LABELS = {"plain": "plain step", "ours": "GradCache", "theirs": "sentence-transformers"}
 
 
 def draw(found: list[dict], path: Path) -> None:

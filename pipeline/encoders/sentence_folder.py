@@ -104,9 +104,7 @@ def locate(model: str, revision: str | None, cache_dir: str | None) -> Source:
         return Source(folder.absolute())
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         there = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise ConfigError(
-            f"there is no folder {model}{nearest(folder.name, there)}; give a model's folder, or its name on the Hugging Face hub"
-        )
+        raise ConfigError(f"there is no folder {model}{nearest(folder.name, there)}; give a model's folder, or its name on the Hugging Face hub")
     commit = hub_commit(model, revision, cache_dir)
     return Source(snapshot(model, commit, cache_dir, SETTINGS), model, commit, cache_dir)
 

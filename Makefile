@@ -27,6 +27,10 @@ chaos: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.rerun
+	$(BIN)/python -m benchmarks.embed_throughput
+	$(BIN)/python -m benchmarks.text_order
+	$(BIN)/python -m benchmarks.gradcache
+	$(BIN)/python -m benchmarks.instructions
 
 clean:
 	rm -rf .venv demo/assets demo/output

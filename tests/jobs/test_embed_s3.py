@@ -18,13 +18,13 @@ def store():
     _, port = server.get_host_and_port()
     endpoint = f"http://127.0.0.1:{port}"
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
-    client.create_bucket(Bucket="bucket")
+    client.create_bucket(Bucket="tables")
     yield {"endpoint": endpoint, "allow_http": "true", **KEYS}
     server.stop()
 
 
 def test_a_table_in_s3_is_filled_once_and_the_rerun_adds_no_version(tmp_path, texts, store):  # noqa: F811
-    job = job_of(tmp_path, texts, table={"uri": "s3://bucket/db", "name": "t", "storage_options": store})
+    job = job_of(tmp_path, texts, table={"uri": "s3://tables/db", "name": "t", "storage_options": store})
     first = run(job)
     assert (first.written, first.rows_in_table) == (30, 30)
     (texts / "i03.txt").write_text("changed its mind")

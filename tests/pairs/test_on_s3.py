@@ -21,27 +21,27 @@ def store():
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     client = boto3.client("s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
-    client.create_bucket(Bucket="bucket")
+    client.create_bucket(Bucket="pairs")
     rows = [{"qry": "<|image_1|> what?", "qry_image_path": f"{i}.png", "pos_text": f"caption {i}"} for i in range(6)]
-    client.put_object(Bucket="bucket", Key="train.jsonl", Body="".join(json.dumps(row) + "\n" for row in rows).encode())
+    client.put_object(Bucket="pairs", Key="train.jsonl", Body="".join(json.dumps(row) + "\n" for row in rows).encode())
     for i in range(5):
-        client.put_object(Bucket="bucket", Key=f"images/{i}.png", Body=picture(10 * i) if i != 4 else b"")
+        client.put_object(Bucket="pairs", Key=f"images/{i}.png", Body=picture(10 * i) if i != 4 else b"")
     aws = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "aws_region": "us-east-1", "aws_endpoint": url, "allow_http": "true"}
     yield {"key": "k", "secret": "s", "endpoint_url": url}, aws
     server.stop()
 
 
 def data(options, **given):
-    args = {"uri": "s3://bucket/train.jsonl", "image_dir": "s3://bucket/images", "storage_options": options}
+    args = {"uri": "s3://pairs/train.jsonl", "image_dir": "s3://pairs/images", "storage_options": options}
     return Dataset(name="x", reader=Ref(target="pipeline.pairs.mmeb:Mmeb", args=args), storage_options=options, **given)
 
 
 @pytest.mark.parametrize("images", ["exist", "store"])
 def test_pairs_of_a_bucket_are_prepared_in_a_bucket(store, images):
     options, aws = store
-    with pytest.raises(ConfigError, match=r"s3://bucket/train.jsonl#4"):
-        prepare(data(options, images=images), "s3://bucket/cache", aws)
-    prepared = prepare(data(options, images=images, max_rejects=0.5), "s3://bucket/cache", aws)
+    with pytest.raises(ConfigError, match=r"s3://pairs/train.jsonl#4"):
+        prepare(data(options, images=images), "s3://pairs/cache", aws)
+    prepared = prepare(data(options, images=images, max_rejects=0.5), "s3://pairs/cache", aws)
     assert [(row["uri"][-2:], row["reason"]) for row in prepared.rejects().to_pylist()] == [("#4", "bad_image"), ("#5", "missing")]
     batch = collate(prepared.take(np.array([3, 1])), np.zeros(2, int), Choice(storage_options=options), step=0)
     assert [told.message.images[0][0, 0, 0] for told in batch.queries] == [30, 10]
@@ -51,5 +51,5 @@ def test_pairs_of_a_bucket_are_prepared_in_a_bucket(store, images):
 def test_credentials_are_no_part_of_what_is_prepared(store):
     """Another key for the same bucket made everything be prepared again."""
     options, aws = store
-    first = prepare(data(options, max_rejects=0.5), "s3://bucket/cache", aws)
-    assert prepare(data(options | {"key": "other"}, max_rejects=0.5), "s3://bucket/cache", aws).path == first.path
+    first = prepare(data(options, max_rejects=0.5), "s3://pairs/cache", aws)
+    assert prepare(data(options | {"key": "other"}, max_rejects=0.5), "s3://pairs/cache", aws).path == first.path

@@ -35,9 +35,9 @@ def bucket():
     host, port = server.get_host_and_port()
     options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
     client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
-    client.create_bucket(Bucket="bucket")
+    client.create_bucket(Bucket="readers")
     for key, body in files().items():
-        client.put_object(Bucket="bucket", Key=key, Body=body)
+        client.put_object(Bucket="readers", Key=key, Body=body)
     yield client, options
     server.stop()
 
@@ -71,14 +71,14 @@ def files():
 
 
 READERS = {
-    "parquet": lambda **o: Parquet("s3://bucket/parquet", text="text", image_uri="path", **o),
-    "jsonl": lambda **o: JsonLines("s3://bucket/jsonl", text="text", **o),
-    "plain": lambda **o: JsonLines("s3://bucket/plain/*.jsonl", text="text", **o),
-    "csv": lambda **o: Csv("s3://bucket/csv", text="text", metadata={"n": "int64"}, **o),
-    "webdataset": lambda **o: WebDataset("s3://bucket/wds/{000..000}.tar", **o),
-    "huggingface": lambda **o: HuggingFace("s3://bucket/hf/", text="text", **o),
-    "text": lambda **o: TextFiles("s3://bucket/text", chunk_tokens=3, overlap_tokens=0, **o),
-    "images": lambda **o: Images("s3://bucket/images/", captions="txt", **o),
+    "parquet": lambda **o: Parquet("s3://readers/parquet", text="text", image_uri="path", **o),
+    "jsonl": lambda **o: JsonLines("s3://readers/jsonl", text="text", **o),
+    "plain": lambda **o: JsonLines("s3://readers/plain/*.jsonl", text="text", **o),
+    "csv": lambda **o: Csv("s3://readers/csv", text="text", metadata={"n": "int64"}, **o),
+    "webdataset": lambda **o: WebDataset("s3://readers/wds/{000..000}.tar", **o),
+    "huggingface": lambda **o: HuggingFace("s3://readers/hf/", text="text", **o),
+    "text": lambda **o: TextFiles("s3://readers/text", chunk_tokens=3, overlap_tokens=0, **o),
+    "images": lambda **o: Images("s3://readers/images/", captions="txt", **o),
 }
 
 
@@ -90,9 +90,9 @@ def test_items_are_the_same_as_on_a_disk(bucket, name, monkeypatch):
     rows = read_all(reader)
     assert [row["text"] for row in rows] == TEXTS
     assert not any(row["reject_reason"] for row in rows)
-    assert all(row["uri"].startswith("s3://bucket/") for row in rows)
+    assert all(row["uri"].startswith("s3://readers/") for row in rows)
     if name == "parquet":
-        assert rows[3]["image_uri"] == "s3://bucket/parquet/img/3.jpg"
+        assert rows[3]["image_uri"] == "s3://readers/parquet/img/3.jpg"
     if name == "images":
         pictures = storage.fetch([row["image_uri"] for row in rows], max_bytes=100, storage_options=reader.storage_options)
         assert pictures == [b"jpeg"] * COUNT
@@ -100,10 +100,10 @@ def test_items_are_the_same_as_on_a_disk(bucket, name, monkeypatch):
 
 def test_an_object_that_is_gone_after_the_listing_rejects_its_rows(bucket):
     client, options = bucket
-    client.put_object(Bucket="bucket", Key="gone/x.jsonl", Body=b'{"text": "a"}\n{"text": "b"}')
-    reader = JsonLines("s3://bucket/gone", text="text", storage_options=options)
+    client.put_object(Bucket="readers", Key="gone/x.jsonl", Body=b'{"text": "a"}\n{"text": "b"}')
+    reader = JsonLines("s3://readers/gone", text="text", storage_options=options)
     work = reader.split(reader.list())
-    client.delete_object(Bucket="bucket", Key="gone/x.jsonl")
+    client.delete_object(Bucket="readers", Key="gone/x.jsonl")
     assert [row["reject_reason"] for table in reader.read(work) for row in table.to_pylist()] == ["missing"] * 2
 
 

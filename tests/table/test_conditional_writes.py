@@ -24,10 +24,10 @@ def store_that_ignores_conditions():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     boto3.client("s3", endpoint_url=endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1").create_bucket(
-        Bucket="bucket"
+        Bucket="careless"
     )
     options = {"endpoint": endpoint, "allow_http": "true", "aws_access_key_id": "k", "aws_secret_access_key": "s", "region": "us-east-1"}
-    yield TableAt(uri="s3://bucket/db", name="t", storage_options=options)
+    yield TableAt(uri="s3://careless/db", name="t", storage_options=options)
     server.shutdown()
 
 

@@ -29,7 +29,9 @@ from pipeline.table.contents import id_predicate, rows_with
 MAX_TRIES = 200
 
 RACERS = 4
-"""Commits at once in the self-test: a store without conditional writes let more than one win in 20 of 20 trials."""
+"""Commits at once in the self-test: a store without conditional writes let more than one win in 20 of 20 trials, once not on a busy machine."""
+
+RACES = 3
 
 Options = dict[str, str] | None
 T = TypeVar("T")
@@ -101,7 +103,8 @@ def self_test(at: TableAt) -> None:
             raise EngineRefused(
                 f"pylance {lance.__version__} on {at.uri} lost or repeated a row when it was replaced; install the version of constraints.txt"
             )
-        _one_must_win(replaced, at)
+        for _ in range(RACES):
+            _one_must_win(lance.dataset(scratch.path(), storage_options=at.options), at)
     finally:
         lance.LanceDataset.drop(scratch.path(), storage_options=at.options)
 

@@ -209,7 +209,7 @@ def test_repairs_beside_a_running_embed_lose_nothing(tmp_path, texts):
 
 
 def test_a_table_in_s3_is_verified_and_mended(cluster, tmp_path, texts, store):
-    table = {"uri": "s3://bucket/db", "name": "t", "storage_options": store}
+    table = {"uri": "s3://tables/verified", "name": "t", "storage_options": store}
     embed.run(job_of(tmp_path, texts, table=table))
     assert run(VerifyJob(table=table)).findings == []
     at = TableAt(**table)

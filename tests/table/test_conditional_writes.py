@@ -33,4 +33,5 @@ def store_that_ignores_conditions():
 
 def test_a_store_without_conditional_writes_is_refused(store_that_ignores_conditions):
     with pytest.raises(EngineRefused, match="does not honour conditional writes"):
-        self_test(store_that_ignores_conditions)
+        for _ in range(5):  # a race: the server runs in this process, and on a busy machine one writer may be through before the next begins
+            self_test(store_that_ignores_conditions)

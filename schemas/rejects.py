@@ -15,6 +15,7 @@ REASONS = {
     "duplicate_id": "another item of this table has the same id",
     "encode_failed": "the encoder raised an error on this item alone",
     "not_finite": "the encoder returned NaN, infinity or a zero vector",
+    "corrupt_tile": "a tile of a slide whose stored pixels are damaged",
     "worker_died": "the worker process died, or hung past limits.item_timeout_s, on this item",
 }
 """Every reason a reject row can have."""

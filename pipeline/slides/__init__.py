@@ -3,10 +3,14 @@
 `pipeline.slides.opening.open_slide` opens one. Coordinates are pixels of level 0 of the full image, x to the right and y down.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+PIXELS = "slides-1: libjpeg-turbo, accurate DCT and upsampling; no colour profile; whole px of a level"
+"""How stored data become pixels, by every reader here: what a vector depends on. Tests hold the readers to it, bit by bit."""
 
 
 class BadSlide(Exception):
@@ -52,7 +56,8 @@ class SlideInfo:
     """Microns per px of level 0; None if the slide does not say, or says what cannot be true."""
     mpp_y: float | None
     mpp_source: str | None
-    """Where it is from: user, openslide, a vendor's key, tiff, objective (an estimate)."""
+    """Where it is from: user, openslide (its code for the vendor), a vendor's own key such as aperio.MPP, tiff (resolution tags),
+    objective (an estimate)."""
     mpp_flags: tuple[str, ...]
     """What was odd about it: anisotropic, disagrees, implausible."""
     objective: float | None
@@ -65,11 +70,16 @@ class SlideInfo:
     icc: bool
     """Whether there is a colour profile; it is not applied."""
     content_fp: str
-    """Changes when the file is replaced, not when it is moved."""
+    """Changes when the file is replaced, not when it is moved or copied, also to an object store: `pipeline.slides.describe`."""
     reader: str
-    """Name, version and way of decoding: vectors depend on it."""
+    """Name and version of what reads this slide. Readers give the same pixels (PIXELS), so it explains and does not identify."""
     notes: tuple[str, ...] = ()
     """What a person should know, such as why the fast reader was not used."""
+
+    @property
+    def mpp(self) -> float | None:
+        """The scale to work with: the geometric mean of mpp_x and mpp_y."""
+        return None if self.mpp_x is None or self.mpp_y is None else math.sqrt(self.mpp_x * self.mpp_y)
 
 
 class Slide(Protocol):
@@ -81,7 +91,8 @@ class Slide(Protocol):
     def read(self, place: tuple[int, int], *, level: int, size: tuple[int, int]) -> np.ndarray:
         """RGBA uint8 (height, width, 4) of `size` (width, height) px of `level`, from `place` (x, y) in px of level 0.
 
-        Outside the slide, and where nothing was scanned, alpha is 0. Raises BadTile.
+        The region begins at the whole px of the level nearest to `place`, so that nothing is interpolated. Outside the slide, and
+        where nothing was scanned, alpha is 0. Raises BadTile.
         """
         ...
 

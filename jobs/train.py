@@ -8,12 +8,12 @@ Run it again after a crash: it goes on from its last checkpoint, also with anoth
 import pydantic
 
 from pipeline import command
-from pipeline.config import Model, Ref
+from pipeline.config import ConfigError, JobFailed, Model, Ref
 from pipeline.pairs.prepare import Dataset
 from pipeline.training.batches import Choice
 from pipeline.training.loop import Recipe, Task
 from pipeline.training.plan import Mixture
-from pipeline.training.run import RunAt, TrainReport, begin, done, finished, task_of
+from pipeline.training.run import RunAt, TrainReport, begin, done, ended, finished, task_of
 from pipeline.training.settings import Optimisation, Watching, Workers
 
 
@@ -46,8 +46,12 @@ def run(job: TrainJob) -> TrainReport:
     check_gpus(job.workers)
     task = _task(job)
     begin(job.run, _settings(job))
-    with running_ray(job.workers):
-        outcome = fit(task, job.workers)
+    try:
+        with running_ray(job.workers):
+            outcome = fit(task, job.workers)
+    except (ConfigError, JobFailed) as error:
+        ended(job.run, task, str(error))
+        raise
     return done(job.run, outcome, task)
 
 

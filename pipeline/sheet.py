@@ -5,7 +5,6 @@ from anywhere: pictures are inside it, and its content security policy forbids t
 """
 
 import base64
-import html as escaping
 import io
 import textwrap
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import storage
 from pipeline.media import BadItem, Limits, decode, thumbnail
+from pipeline.page import page, safe
 from pipeline.search import SIMILARITY, Query
 
 THUMBNAIL_PX = 320
@@ -114,23 +114,12 @@ def _cut(text: str, length: int) -> str:
 # ---- HTML ----
 
 STYLE = """
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1b1c1e; --soft: #6b6f76; --line: #e3e3df; --well: #eeeeeb; --mark: #2f6f5e }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #141517; --card: #1d1f22; --ink: #e9e9e6; --soft: #9a9fa7; --line: #2c2f33; --well: #26282c; --mark: #6fc3a9 }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 100rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif }
-header { margin-bottom: 2rem }
-h1 { margin: 0; font-size: 1rem; font-weight: 600 }
-header p { margin: .1rem 0 0; color: var(--soft); font-size: .85rem }
 section + section { margin-top: 3rem; padding-top: 2rem; border-top: 1px solid var(--line) }
 .query { display: flex; align-items: center; gap: 1.1rem; margin-bottom: 1.2rem }
 .query img { width: 7rem; height: 7rem; object-fit: cover; border-radius: 8px; flex: none }
 .query h2 { margin: 0; font-size: 1.6rem; line-height: 1.25; font-weight: 600; letter-spacing: -.01em; overflow-wrap: anywhere }
 .query .name { font-size: 1rem; font-weight: 500 }
 .query p { margin: .25rem 0 0; color: var(--soft); font-size: .85rem }
-code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace }
 .hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13.5rem), 1fr)); gap: 1rem; list-style: none; margin: 0; padding: 0 }
 .hits > li { display: flex; flex-direction: column; background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden }
 .well { aspect-ratio: 4 / 3; background: var(--well); display: flex; align-items: center; justify-content: center; overflow: hidden }
@@ -154,22 +143,13 @@ dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere; text-align: r
 
 def html(sections: Sequence[Section], *, title: str, subtitle: str = "") -> str:
     """One page with a section a query. Everything that comes from the table is escaped."""
-    parts = "\n".join(_html_section(entry) for entry in sections)
-    below = f"<p>{_safe(subtitle)}</p>" if subtitle else ""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{_safe(title)}</title><style>{STYLE}</style></head>
-<body><header><h1>{_safe(title)}</h1>{below}</header>
-{parts}
-</body></html>
-"""
+    return page(title, subtitle, "\n".join(_html_section(entry) for entry in sections), style=STYLE)
 
 
 def _html_section(entry: Section) -> str:
     picture = f'<img src="{_data_uri(entry.picture)}" alt="the query">' if entry.picture else ""
-    said = f"<h2>{_safe(entry.words)}</h2>" if entry.kind == "text" else f'<h2 class="name"><code>{_safe(entry.words)}</code></h2>'
-    where = f" where <code>{_safe(entry.condition)}</code>" if entry.condition else ""
+    said = f"<h2>{safe(entry.words)}</h2>" if entry.kind == "text" else f'<h2 class="name"><code>{safe(entry.words)}</code></h2>'
+    where = f" where <code>{safe(entry.condition)}</code>" if entry.condition else ""
     count = f"{len(entry.cards)} {'hit' if len(entry.cards) == 1 else 'hits'} for this {entry.kind}{where}"
     hits = "\n".join(_html_card(card, rank) for rank, card in enumerate(entry.cards, 1))
     shown = f'<ol class="hits">\n{hits}\n</ol>' if hits else '<p class="none">Nothing was found.</p>'
@@ -178,22 +158,18 @@ def _html_section(entry: Section) -> str:
 
 def _html_card(card: Card, rank: int) -> str:
     if card.picture:
-        well = f'<div class="well"><img src="{_data_uri(card.picture)}" alt="{_safe(card.text or card.id)}" loading="lazy"></div>'
+        well = f'<div class="well"><img src="{_data_uri(card.picture)}" alt="{safe(card.text or card.id)}" loading="lazy"></div>'
     elif card.missing:
-        well = f'<div class="well"><span class="missing">{_safe(card.missing)}</span></div>'
+        well = f'<div class="well"><span class="missing">{safe(card.missing)}</span></div>'
     else:
-        well = f'<div class="well words"><span>{_safe(card.text)}</span></div>'
+        well = f'<div class="well words"><span>{safe(card.text)}</span></div>'
     width = 100 * min(1.0, max(0.0, card.similarity))
-    caption = f'<p class="caption" title="{_safe(card.text)}">{_safe(card.text)}</p>' if card.text and (card.picture or card.missing) else ""
-    fields = "".join(f"<dt>{_safe(name)}</dt><dd>{_safe(value)}</dd>" for name, value in card.fields.items())
+    caption = f'<p class="caption" title="{safe(card.text)}">{safe(card.text)}</p>' if card.text and (card.picture or card.missing) else ""
+    fields = "".join(f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in card.fields.items())
     about = f"<dl>{fields}</dl>" if fields else ""
-    uri = f'<p class="uri">{_safe(card.uri)}</p>' if card.uri else ""
-    top = f'<div class="top"><b title="{_safe(card.id)}">{rank}. {_safe(card.id)}</b><span>{card.similarity:.3f}</span></div>'
+    uri = f'<p class="uri">{safe(card.uri)}</p>' if card.uri else ""
+    top = f'<div class="top"><b title="{safe(card.id)}">{rank}. {safe(card.id)}</b><span>{card.similarity:.3f}</span></div>'
     return f'<li>{well}<div class="bar"><i style="width:{width:.1f}%"></i></div><div class="body">{top}{caption}{about}{uri}</div></li>'
-
-
-def _safe(text: str) -> str:
-    return escaping.escape(text, quote=True)
 
 
 def _data_uri(picture: bytes) -> str:

@@ -18,7 +18,8 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from pipeline import embed
 from pipeline.compute import Compute
 from pipeline.config import ConfigError, JobFailed
-from pipeline.training.loop import Link, Outcome, Task, train
+from pipeline.training.follow import followed
+from pipeline.training.loop import JOURNAL, Link, Outcome, Task, train
 from pipeline.training.settings import Workers
 
 KEPT = 2
@@ -73,7 +74,8 @@ def fit(task: Task, workers: Workers) -> Outcome:
         ),
     )
     try:
-        found: Outcome = trainer.fit().return_value
+        with followed(folder / JOURNAL, steps=task.steps, batch_size=task.recipe.mixture.batch_size):
+            found: Outcome = trainer.fit().return_value
     except WorkerGroupError as error:
         raise _failed(error) from error
     except (ControllerError, TrainingFailedError) as error:

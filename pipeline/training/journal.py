@@ -10,15 +10,19 @@ from pipeline.training.gather import gather_rows, gather_sizes
 
 
 class Journal:
-    """Lines of {"step": number of the step, "loss": ...}, and of {"step": steps done, "held_out": {metric: value}}."""
+    """Lines of {"step": number of the step, "loss": ...}, of {"step": steps done, "held_out": {metric: value}}, and {"step": ..., "event": ...}."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def begin(self, step: int) -> None:
-        """Go on at a step: lines of what will be done again are taken out."""
-        # An evaluation after so many steps belongs to them.
-        kept = [line for line in self.lines() if line["step"] < step or (line["step"] == step and "held_out" in line and step > 0)]
+        """Go on at a step: lines of what will be done again are taken out. What happened stays."""
+
+        def stays(line: dict[str, Any]) -> bool:
+            # An evaluation after so many steps belongs to them.
+            return line["step"] < step or (line["step"] == step and "held_out" in line and step > 0) or "event" in line
+
+        kept = [line for line in self.lines() if stays(line)]
         part = self._path.with_name(f".{self._path.name}.part")
         part.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
         part.replace(self._path)

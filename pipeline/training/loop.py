@@ -28,8 +28,10 @@ from pipeline.training.feed import Feed, Part, Ready
 from pipeline.training.gather import world
 from pipeline.training.gradcache import GradCache
 from pipeline.training.held_out import evaluate
-from pipeline.training.journal import Journal, all_keys
+from pipeline.training.journal import all_keys
+from pipeline.training.page import Facts
 from pipeline.training.plan import Mixture
+from pipeline.training.record import Record
 from pipeline.training.settings import Optimisation, Watching
 from pipeline.training.tape import Vectors
 from pipeline.training.trainable import Trainable
@@ -78,6 +80,8 @@ class Task:
     folder: str
     """Of the run: metrics, best weights and the encoder go there. All workers see it."""
     card: Card
+    facts: Facts
+    tensorboard: bool = False
 
 
 @dataclass
@@ -99,7 +103,11 @@ def train(task: Task, link: Link, device: torch.device) -> Outcome:
     """One worker's part of a run; torch.distributed is set up if there are several."""
     rank, num_ranks = world()
     with Feed(task.parts, task.recipe.mixture, task.recipe.choice, rank=rank, num_ranks=num_ranks) as feed:
-        return _Run(task, link, device, feed).run()
+        run = _Run(task, link, device, feed)
+        try:
+            return run.run()
+        finally:
+            run.close()
 
 
 class _Run:
@@ -118,7 +126,7 @@ class _Run:
         chunk = self.recipe.optimisation.chunk
         self.cache = GradCache(self._embed, self.loss, self.model.modules, None if chunk is None else Rows(chunk))
         self.progress = Progress(feed.plan.position(0))
-        self.journal = Journal(self.folder / JOURNAL)
+        self.record = Record(self.folder / JOURNAL, task.facts, tensorboard=task.tensorboard) if self.first else None
         self.warned = False
 
     def run(self) -> Outcome:
@@ -139,13 +147,18 @@ class _Run:
         outcome = Outcome(done, (done - begun) * self.recipe.mixture.batch_size, round(seconds, 2))
         return self._finish(outcome)
 
+    def close(self) -> None:
+        """Close what is open."""
+        if self.record is not None:
+            self.record.close()
+
     def _resume(self) -> int:
         with self.link.restored() as folder:
             if folder is not None:
                 self.progress = read(folder, self.parameters, self.optimizer)
         step = self.feed.plan.resume(self.progress.position)
-        if self.first:
-            self.journal.begin(step)
+        if self.record is not None:
+            self.record.begin(step, workers=world()[1])
             log.info("step %d of %d, %d weights are trained", step, self.task.steps, sum(values.numel() for values in self.parameters.values()))
         return step
 
@@ -153,29 +166,30 @@ class _Run:
         rate = self.recipe.optimisation.rate_at(step, self.task.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        started = time.perf_counter()
         batch = self.feed.at(step, self.model)
+        waited = time.perf_counter() - started
         self._mode(training=True)
         # Of the step and the rank alone, so that no generator's state must be kept.
         torch.manual_seed(hash64(str(self.recipe.mixture.seed), str(step), str(world()[0])))
         self.optimizer.zero_grad(set_to_none=True)
-        started = time.perf_counter()
         loss = self.cache.step(batch.queries, batch.positives, negatives=batch.negatives, notes=_placed(batch.notes, self.device))
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optimisation.clip or float("inf"))
         if not torch.isfinite(norm):
             raise RuntimeError(f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower the learning rate")
         self.optimizer.step()
         if step % self.recipe.watching.log_every == 0 or step + 1 == self.task.steps:
-            self._write(step, batch, {"loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm)}, time.perf_counter() - started)
+            times = {"seconds": round(time.perf_counter() - started, 4), "waited": round(waited, 4)}
+            self._write(step, batch, {"loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm), **times})
 
-    def _write(self, step: int, batch: Ready, values: dict[str, float], seconds: float) -> None:
+    def _write(self, step: int, batch: Ready, values: dict[str, float]) -> None:
         """A line of metrics. Every rank must call it: signs and rows are gathered."""
         with torch.no_grad():
-            signs = self.loss.signs()
+            signs, similarities = self.loss.signs()
         keys = all_keys(batch.row_keys, self.device) if self.recipe.watching.log_rows else None
-        if self.first:
-            line = {"step": step, **values, **signs, "seconds": round(seconds, 4), "rejects": batch.rejects.num_rows}
-            self.journal.add({**line, **({} if keys is None else {"rows": keys})})
-            log.info("step %d of %d: loss %.4f, learning rate %.3g", step, self.task.steps, values["loss"], values["learning_rate"])
+        if self.record is not None:
+            line = {"step": step, **values, **signs, "similarities": similarities, "rejects": batch.rejects.num_rows}
+            self.record.step({**line, **({} if keys is None else {"rows": keys})})
 
     def _after(self, done: int) -> None:
         """What is due once `done` steps are: evaluation, checkpoint, a look for notices."""
@@ -191,7 +205,8 @@ class _Run:
         if done % self.recipe.watching.notice_every or not self.link.noticed() or self.warned:
             return False
         self.warned = True
-        if self.first:
+        if self.record is not None:
+            self.record.event("notice", done)
             log.warning("step %d: a machine of this run is to be taken away; a checkpoint is made", done)
         return True
 
@@ -200,8 +215,8 @@ class _Run:
             return
         self._mode(training=False)
         metrics = evaluate(self.model, self._embed, self.task.held_out, choice=self.recipe.choice, k=self.recipe.watching.k)
-        if self.first:
-            self.journal.add({"step": done, "held_out": metrics})
+        if self.record is not None:
+            self.record.held_out(done, metrics)
             log.info("step %d: %s", done, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/" not in name))
         by = f"{self.recipe.watching.best_by}@{self.recipe.watching.k}"
         progress = self.progress
@@ -213,6 +228,8 @@ class _Run:
         else:
             progress.stale += 1
             progress.stopped = self.recipe.watching.patience is not None and progress.stale >= self.recipe.watching.patience
+            if progress.stopped and self.record is not None:
+                self.record.event("early_stop", done)
 
     def _keep(self, done: int) -> None:
         metrics = {"step": done}

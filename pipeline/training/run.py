@@ -11,9 +11,13 @@ import pydantic
 
 from pipeline.config import ConfigError, Model
 from pipeline.pairs.prepare import Dataset, prepare
+from pipeline.pairs.prepared import Prepared
+from pipeline.training.curves import check_tensorboard
 from pipeline.training.feed import Part, plan_of
 from pipeline.training.journal import Journal
 from pipeline.training.loop import JOURNAL, Outcome, Recipe, Task
+from pipeline.training.page import DataFacts, Facts, flat, write_page
+from pipeline.training.plan import Plan
 from pipeline.training.settings import Workers
 from pipeline.vlm.card import Card, DataSource
 
@@ -32,6 +36,8 @@ class RunAt(Model):
     """Runs are kept here, each in a folder of its name, which all workers must see: metrics, checkpoints, the encoder."""
     prepared: str = "prepared"
     """Checked rows are kept here, for all runs."""
+    tensorboard: bool = False
+    """Whether curves are written for TensorBoard too, into the run's folder. report.html has them in any case."""
     base_licence: str | None = None
     """Of the model that is begun with, for the model card, such as apache-2.0."""
 
@@ -79,7 +85,7 @@ def finished(at: RunAt, settings: dict[str, Any]) -> TrainReport | None:
     folder = at.place
     if not (folder / SETTINGS).is_file():
         return None
-    before, now = _flat(json.loads((folder / SETTINGS).read_text())), _flat(json.loads(json.dumps(settings)))
+    before, now = flat(json.loads((folder / SETTINGS).read_text())), flat(json.loads(json.dumps(settings)))
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     # Before the first checkpoint nothing depends on them yet: a setting that was wrong may be mended.
     if changed and any(path.is_dir() for path in folder.glob("checkpoint_*")):
@@ -101,21 +107,33 @@ def task_of(recipe: Recipe, at: RunAt, *, data: Sequence[Dataset], held_out: Seq
     most = workers.most or workers.num
     if recipe.mixture.batch_size < most:
         raise ConfigError(f"mixture.batch_size={recipe.mixture.batch_size} is less than {most} workers; each needs a row of every batch")
+    if at.tensorboard:
+        check_tensorboard()
     # Built here for their errors alone; neither loads weights.
     recipe.model.build()
     recipe.loss.build()
     parts = tuple(Part(prepare(dataset, at.prepared), dataset.weight) for dataset in data)
+    held = tuple(prepare(dataset, at.prepared) for dataset in held_out)
     plan = plan_of(parts, recipe.mixture)
+    steps = recipe.optimisation.steps or plan.steps(recipe.optimisation.epochs)
     sources = tuple(DataSource(name=part.prepared.name, rows=part.prepared.num_rows()) for part in parts)
     base = str(recipe.model.args.get("model", recipe.model.target))
     return Task(
         recipe=recipe,
         parts=parts,
-        held_out=tuple(prepare(dataset, at.prepared) for dataset in held_out),
-        steps=recipe.optimisation.steps or plan.steps(recipe.optimisation.epochs),
+        held_out=held,
+        steps=steps,
         folder=str(at.place),
         card=Card(name=at.name, base=base, base_licence=at.base_licence, data=sources, settings=settings),
+        facts=Facts(at.name, steps, recipe.mixture.batch_size, _data_facts(plan, parts, held), settings),
+        tensorboard=at.tensorboard,
     )
+
+
+def _data_facts(plan: Plan, parts: Sequence[Part], held_out: Sequence[Prepared]) -> tuple[DataFacts, ...]:
+    shares = dict(zip(plan.names, plan.shares.tolist(), strict=True))
+    told: list[tuple[Prepared, float | None]] = [(part.prepared, shares[part.prepared.name]) for part in parts]
+    return tuple(DataFacts(data.name, data.num_rows(), data.rejected(), share) for data, share in [*told, *((data, None) for data in held_out)])
 
 
 def begin(at: RunAt, settings: dict[str, Any]) -> None:
@@ -126,8 +144,8 @@ def begin(at: RunAt, settings: dict[str, Any]) -> None:
 
 def done(at: RunAt, outcome: Outcome, task: Task) -> TrainReport:
     """The report of a run whose workers are done; kept, so that the run is not done again."""
-    data = [*(part.prepared for part in task.parts), *task.held_out]
-    losses = [line["loss"] for line in Journal(at.place / JOURNAL).lines() if "loss" in line]
+    lines = Journal(at.place / JOURNAL).lines()
+    losses = [line["loss"] for line in lines if "loss" in line]
     report = TrainReport(
         run=str(at.place),
         steps=outcome.steps,
@@ -139,22 +157,22 @@ def done(at: RunAt, outcome: Outcome, task: Task) -> TrainReport:
         before=outcome.before,
         after=outcome.after,
         best_step=outcome.best_step,
-        data={each.name: each.num_rows() for each in data},
-        rejects={each.name: counts for each in data if (counts := each.rejected())},
+        data={data.name: data.rows for data in task.facts.data},
+        rejects={data.name: data.rejects for data in task.facts.data if data.rejects},
         encoder=outcome.encoder,
         fingerprint=outcome.fingerprint,
     )
     _write(at.place / REPORT, asdict(report))
+    write_page(at.place, task.facts, lines, status="done")
     return report
+
+
+def ended(at: RunAt, task: Task, why: str) -> None:
+    """The page of a run that has failed says so."""
+    write_page(at.place, task.facts, Journal(at.place / JOURNAL).lines(), status=f"ended: {why}")
 
 
 def _write(path: Path, value: Any) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(value, indent=2))
     part.replace(path)
-
-
-def _flat(value: Any, before: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {before: value}
-    return {name: each for key, inner in value.items() for name, each in _flat(inner, f"{before}.{key}" if before else key).items()}

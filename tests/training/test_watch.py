@@ -9,7 +9,7 @@ from pipeline.training.held_out import _Reader
 from pipeline.training.infonce import InfoNCE
 from pipeline.training.journal import Journal, all_keys
 from pipeline.training.ranks import run_on_ranks
-from pipeline.training.watch import Watched
+from pipeline.training.watch import BINS, Watched, collapse
 
 ROWS = 7
 
@@ -34,17 +34,24 @@ def test_signs_of_collapse_equal_their_definitions_on_any_number_of_ranks():
     expected = {
         "cosine_positive": sum(own) / len(own),
         "cosine_negative": sum(others) / len(others),
+        "cosine_documents": float(np.mean([positives[i] @ positives[j] for i in range(ROWS) for j in range(ROWS) if i != j])),
         "effective_rank": math.exp(-sum(share * math.log(share) for share in shares)),
     }
-    for signs, keys in [signs_of_a_rank(), *run_on_ranks(signs_of_a_rank, 2)]:
+    counts = {name: np.histogram(values, bins=BINS, range=(-1, 1))[0].tolist() for name, values in (("positive", own), ("negative", others))}
+    for (signs, similarities), keys in [signs_of_a_rank(), *run_on_ranks(signs_of_a_rank, 2)]:
         assert signs == pytest.approx(expected, rel=1e-6)
+        assert similarities == counts
         assert keys == [f"{number:016x}" for number in range(ROWS)]
 
 
 def test_collapse_shows_as_an_effective_rank_of_one():
     watched = Watched(InfoNCE())
     watched(vectors(1), vectors(2)[:1].repeat(ROWS, 1))
-    assert watched.signs()["effective_rank"] == pytest.approx(1, abs=1e-5)
+    signs, _ = watched.signs()
+    assert signs["effective_rank"] == pytest.approx(1, abs=1e-5)
+    healthy = {"cosine_documents": 0.1, "effective_rank": 20.0, "cosine_positive": 0.8, "cosine_negative": 0.1}
+    assert collapse(healthy, healthy) == {}
+    assert set(collapse(healthy, signs)) == {"alike", "few", "lost"}
 
 
 def test_a_journal_that_a_crash_cut_short_goes_on(tmp_path):

@@ -36,16 +36,16 @@ class TiledJpeg:
         left, top = (int(np.floor(p / downsample + 0.5)) for p in place)
         width, height = size
         region = np.zeros((height, width, 4), np.uint8)
-        right, bottom = min(left + width, stored.width), min(top + height, stored.height)
-        for row in range(max(top, 0) // stored.tile_height, -(-bottom // stored.tile_height)):
-            for column in range(max(left, 0) // stored.tile_width, -(-right // stored.tile_width)):
+        x0, x1 = max(left, 0), min(left + width, stored.width)
+        y0, y1 = max(top, 0), min(top + height, stored.height)
+        if x0 >= x1 or y0 >= y1:
+            return region
+        inside = region[y0 - top : y1 - top, x0 - left : x1 - left]
+        for row in range(y0 // stored.tile_height, (y1 - 1) // stored.tile_height + 1):
+            for column in range(x0 // stored.tile_width, (x1 - 1) // stored.tile_width + 1):
                 tile = self._tile(level, column, row)
-                if tile is None:
-                    continue
-                x, y = column * stored.tile_width, row * stored.tile_height
-                x0, x1 = max(x, left), min(x + stored.tile_width, right)
-                y0, y1 = max(y, top), min(y + stored.tile_height, bottom)
-                region[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+                if tile is not None:
+                    _paste(tile, inside, (column * stored.tile_width - x0, row * stored.tile_height - y0))
         return region
 
     def _tile(self, level: int, column: int, row: int) -> np.ndarray | None:
@@ -83,3 +83,11 @@ class TiledJpeg:
         with self._lock:
             self._tiles.clear()
             self._held = 0
+
+
+def _paste(tile: np.ndarray, region: np.ndarray, at: tuple[int, int]) -> None:
+    """The part of `tile` that lies in `region`, whose own corner is at 0, 0."""
+    x, y = at
+    height, width = region.shape[:2]
+    part = tile[max(0, -y) : height - y, max(0, -x) : width - x]
+    region[max(0, y) : max(0, y) + part.shape[0], max(0, x) : max(0, x) + part.shape[1]] = part

@@ -58,7 +58,7 @@ def _open_local(path: str, mpp: float | None, fast: bool) -> Slide:
         handle, damage = None, bad
     if handle is None and (layout is None or not layout.levels or layout.kind not in FAST or not fast):
         raise damage or BadSlide("unsupported", _no_slide(path, layout))
-    notes = [] if damage is None else [f"the file is damaged ({damage.detail}): what is left of it is read"]
+    notes = [] if layout is None else _losses(layout, size, None if handle is not None else damage.detail if damage else "OpenSlide does not open it")
     if layout is not None and fast:
         slide, why_not = _fast_local(path, layout, handle, mpp, notes)
         if slide is not None:
@@ -71,6 +71,16 @@ def _open_local(path: str, mpp: float | None, fast: bool) -> Slide:
     if handle is None:
         raise damage or BadSlide("unsupported", f"{path}: {notes[-1]}, and OpenSlide does not open it")
     return Native(path, handle, describe(path, handle, layout, mpp, notes))
+
+
+def _losses(layout: Layout, size: int, damage: str | None) -> list[str]:
+    """What is wrong with a slide that is read nevertheless."""
+    notes = [] if damage is None else [f"the file may be damaged ({damage}): what is left of it is read, smaller levels may be missing"]
+    for number, level in enumerate(layout.levels):
+        lost = int(np.count_nonzero(level.offsets + level.lengths > size))
+        if lost:
+            notes.append(f"the file ends early: {lost} of {len(level.offsets)} stored tiles of level {number} are not in it")
+    return notes
 
 
 def _checked(path: str) -> str:
@@ -142,18 +152,18 @@ def _stored_levels(layout: Layout, handle: Any) -> tuple[tuple[Stored, ...], str
 
 def _difference(slide: Slide, reference: Native, levels: tuple[Stored, ...], comparable: int) -> str | None:
     """Why the fast reader must not be used: a stored tile whose pixels are not OpenSlide's. Tiles that are damaged say nothing."""
-    for n, stored in enumerate(levels[:comparable]):
-        compared, wanted = 0, COMPARED if n == 0 else 1
+    for number, stored in enumerate(levels[:comparable]):
+        compared, wanted = 0, COMPARED if number == 0 else 1
         for index in _telling(stored):
             # The corner of a small level only: elsewhere its tiles may begin between whole px of level 0.
-            column, row = (index % stored.across, index // stored.across) if n == 0 else (0, 0)
+            column, row = (index % stored.across, index // stored.across) if number == 0 else (0, 0)
             place = (column * stored.tile_width, row * stored.tile_height)
             size = (stored.tile_width, stored.tile_height)
             with suppress(BadTile):
-                if not np.array_equal(slide.read(place, level=n, size=size), reference.read(place, level=n, size=size)):
-                    return f"tile {column}, {row} of level {n} does not decode to OpenSlide's pixels"
+                if not np.array_equal(slide.read(place, level=number, size=size), reference.read(place, level=number, size=size)):
+                    return f"tile {column}, {row} of level {number} does not decode to OpenSlide's pixels"
                 compared += 1
-            if compared == wanted or n > 0:
+            if compared == wanted or number > 0:
                 break
     return None
 

@@ -1,6 +1,7 @@
 """The layout of a tiled TIFF: where each stored tile of each level lies in the file. Nothing is decoded."""
 
 import hashlib
+import logging
 import struct
 from dataclasses import dataclass
 from typing import IO, Any
@@ -62,6 +63,8 @@ def read_layout(file: str | IO[bytes], *, size: int) -> Layout | None:
     """The layout of a TIFF of `size` bytes, by path or open file; None if it is none, or its directories are damaged beyond use."""
     import tifffile
 
+    # It logs as an error what is answered here: where a cut file ends.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with tifffile.TiffFile(file) as tiff:
             return _layout(tiff, size)

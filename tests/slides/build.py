@@ -192,7 +192,8 @@ def write_svs(
     tiled = {"tile": (tile_px, tile_px), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": quality}, "metadata": None}
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(image, description=about, **tiled)
-        tiff.write(_reduced(image, max(1, max(width, height) // 512), False), description=about, photometric="rgb", rowsperstrip=16, metadata=None)
+        thumbnail = _reduced(image, max(1, max(width, height) // 256), False)
+        tiff.write(thumbnail, description=about, photometric="rgb", compression="jpeg", rowsperstrip=16, metadata=None)
         for downsample in downsamples:
             tiff.write(_reduced(image, downsample, ceil_levels), description=about, **tiled)
     return path

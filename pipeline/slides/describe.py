@@ -1,6 +1,6 @@
 """What a slide says of itself, from OpenSlide and from the file's own directories; and the fingerprint of its content.
 
-The fingerprint of a TIFF covers its size, its description, where every stored tile of every level lies, how long it is, and the
+The fingerprint of a TIFF covers its size, its description and resolution, where every stored tile of every level lies, how long it is, and the
 smallest level's bytes (1 MiB of them); of another format OpenSlide's quickhash-1 (its metadata and smallest level) and the sizes
 of all its files. So a slide that is scanned, converted or cut anew has another one, at the cost of a few reads. What it cannot
 see: bytes of a large level that are overwritten in place by as many others, as bit rot does, and a repair of it.

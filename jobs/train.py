@@ -11,6 +11,7 @@ from pipeline import command
 from pipeline.config import ConfigError, JobFailed, Model, Ref
 from pipeline.pairs.prepare import Dataset
 from pipeline.training.batches import Choice
+from pipeline.training.estimate import Estimate, estimate
 from pipeline.training.loop import Recipe, Task
 from pipeline.training.plan import Mixture
 from pipeline.training.run import RunAt, TrainReport, begin, done, ended, finished, task_of
@@ -34,6 +35,12 @@ class TrainJob(Model):
     optimisation: Optimisation = Optimisation()
     watching: Watching = Watching()
     workers: Workers = Workers()
+
+
+def plan(job: TrainJob) -> Estimate:
+    """What a run would do, without Ray or weights. Data sets that are not prepared yet are: the run finds them then."""
+    finished(job.run, _settings(job))
+    return estimate(_task(job))
 
 
 def run(job: TrainJob) -> TrainReport:
@@ -73,7 +80,7 @@ def _settings(job: TrainJob) -> dict[str, object]:
 
 def main() -> None:
     """The command."""
-    command.main(TrainJob, run)
+    command.main(TrainJob, run, plan=plan)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import types
+import typing
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,7 +131,8 @@ def keys(model: type[Model], prefix: str = "") -> list[str]:
     for name, entry in model.model_fields.items():
         section = section_of(model, (name,))
         if section is not None and section is not Ref:
-            lines += keys(section, f"{prefix}{name}.")
+            many = "[]" if typing.get_origin(entry.annotation) in (tuple, list) else ""
+            lines += keys(section, f"{prefix}{name}{many}.")
             continue
         default = "required" if entry.is_required() else json.dumps(to_plain(entry.get_default(call_default_factory=True)))
         lines.append(f"{prefix}{name} = {default}   # {' '.join((entry.description or '').split())}")

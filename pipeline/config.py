@@ -113,7 +113,11 @@ def load(model: type[T], path: str | Path | None, overrides: Iterable[str] = ())
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_explain(model, problem) for problem in error.errors())) from None
+        problems = error.errors()
+        # A list with a wrong entry counts as shorter by it.
+        within = {problem["loc"][:depth] for problem in problems for depth in range(1, len(problem["loc"]))}
+        told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
+        raise ConfigError("\n".join(_explain(model, problem) for problem in told)) from None
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
@@ -151,7 +155,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(model: type[Model], problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).removeprefix(".")
     if problem["type"] == "extra_forbidden":
         section = section_of(model, problem["loc"][:-1])
         names = list(section.model_fields) if section else []
@@ -162,16 +166,25 @@ def _explain(model: type[Model], problem: Any) -> str:
 
 
 def section_of(model: type[Model], location: tuple[Any, ...]) -> type[Model] | None:
+    """The section that keys and places in lists lead to; None if they lead to none."""
     for part in location:
+        if isinstance(part, int):  # a place in a list, whose entries are all of one model
+            continue
         found = model.model_fields.get(str(part))
         if found is None:
             return None
-        candidates = [found.annotation, *typing.get_args(found.annotation)]
-        sections = [c for c in candidates if inspect.isclass(c) and issubclass(c, Model)]
-        if not sections:
+        section = _section_in(found.annotation)
+        if section is None:
             return None
-        model = sections[0]
+        model = section
     return model
+
+
+def _section_in(annotation: Any) -> type[Model] | None:
+    """The first model in a type such as `tuple[Dataset, ...] | None`."""
+    if inspect.isclass(annotation) and issubclass(annotation, Model):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _section_in(part)) is not None), None)
 
 
 def references(model: Model) -> list[Ref]:

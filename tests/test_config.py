@@ -10,6 +10,8 @@ import yaml
 from jobs.embed import EmbedJob
 from jobs.index import IndexJob
 from jobs.search import SearchJob
+from jobs.train import TrainJob
+from pipeline.command import keys
 from pipeline.config import ConfigError, Ref, load
 
 ROOT = Path(__file__).parent.parent
@@ -99,12 +101,21 @@ def test_every_shipped_embed_job_is_valid(path):
     [
         (IndexJob, "jobs/index.yaml"),
         (SearchJob, "jobs/search.yaml"),
+        (TrainJob, "jobs/train.yaml"),
         (SearchJob, "demo/photos-search.yaml"),
         (SearchJob, "demo/products-search.yaml"),
     ],
 )
 def test_every_other_shipped_job_is_valid(model, path):
     assert isinstance(load(model, ROOT / path), model)
+
+
+def test_a_wrong_key_within_a_list_is_named_with_the_nearest_right_one():
+    with pytest.raises(ConfigError, match=r"data\[0\].nmae: unknown key; did you mean 'name'\?; the keys here are name, reader, weight"):
+        load(TrainJob, ROOT / "jobs/train.yaml", ["data=[{nmae: x, reader: {target: 'a:b'}}]"])
+    with pytest.raises(ConfigError, match=r"data\[1\].reader: required, and not given"):
+        load(TrainJob, ROOT / "jobs/train.yaml", ["data=[{name: x, reader: {target: 'a:b'}}, {name: y}]"])
+    assert any(line.startswith("data[].weight = null") for line in keys(TrainJob))
 
 
 def test_the_last_override_wins(job):

@@ -73,7 +73,7 @@ def prepare(dataset: Dataset, folder: str, storage_options: dict[str, str] | Non
     place = f"{folder.rstrip('/')}/{dataset.name}-{mark[:16]}"
     if open_dataset(f"{place}.lance", options) is None:
         _Preparation(dataset, reader, units, f"{place}", options).run()
-    return Prepared(dataset.name, f"{place}.lance", f"{place}.rejects.lance", options)
+    return Prepared(dataset.name, f"{place}.lance", f"{place}.rejects.lance", options, dict(dataset.storage_options))
 
 
 def fingerprint(dataset: Dataset, units: pa.Table) -> str:

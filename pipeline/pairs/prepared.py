@@ -23,6 +23,8 @@ class Prepared:
     path: str
     rejects_path: str
     storage_options: dict[str, str] = field(default_factory=dict)
+    image_options: dict[str, str] = field(default_factory=dict)
+    """fsspec's, for the images that the rows name."""
 
     def open(self) -> lance.LanceDataset:
         """The rows."""

@@ -14,7 +14,7 @@ from pipeline.pairs.rows import BadRow, Message, Pair, id_of, image_of, list_of,
 from pipeline.readers import slices
 from pipeline.readers.rows import listing
 from pipeline.readers.slices import MAX_SLICE_ROWS
-from pipeline.readers.table import _version as version_of
+from pipeline.readers.table import version_of
 from pipeline.table.at import TableAt
 from schemas.pairs import PAIR
 

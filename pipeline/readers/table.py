@@ -65,7 +65,7 @@ class Table:
         self._version = dataset.version
         fragments = dataset.get_fragments()
         units = [f"{self.source}#{fragment.fragment_id:08}" for fragment in fragments]
-        versions = [_version(fragment) for fragment in fragments]
+        versions = [version_of(fragment) for fragment in fragments]
         sizes = [sum(file.file_size_bytes or 0 for file in fragment.data_files()) or None for fragment in fragments]
         found = pa.table([units, versions, pa.array(sizes, pa.int64())], names=["unit", "version", "bytes"])
         return rows.listing(found)
@@ -118,7 +118,8 @@ class Table:
         return fragment
 
 
-def _version(fragment: lance.LanceFragment) -> str:
+def version_of(fragment: lance.LanceFragment) -> str:
+    """32 hex digits of the files that a fragment is made of, deleted rows included."""
     state = fragment.metadata.to_json()
     files = {"files": [file["path"] for file in state["files"]], "deleted": state.get("deletion_file")}
     return hashlib.blake2b(json.dumps(files, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

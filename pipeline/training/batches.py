@@ -1,5 +1,6 @@
 """From the plan to what a training step takes: rows of prepared data sets, their images decoded, and the notes that losses mask with."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,7 +35,7 @@ class Choice(Model):
     limits: Limits = Limits()
     """What one image may cost."""
     storage_options: dict[str, str] = {}
-    """fsspec's, for images."""
+    """fsspec's, for images; a data set's own come before them."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,20 @@ def read(datasets: Mapping[str, Prepared], names: Sequence[str], draw: Draw) -> 
     return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places))))
 
 
-def collate(rows: pa.Table, epochs: np.ndarray, choice: Choice, *, step: int) -> Batch:
+def collate(rows: pa.Table, epochs: np.ndarray, choice: Choice, *, step: int, image_options: Sequence[Mapping[str, str]] | None = None) -> Batch:
     """The rows (schema PREPARED) with their images decoded. `epochs`: of each row, `Draw.epoch`: one positive and the negatives are drawn for it.
+    `image_options`: of each row, those of its data set.
 
     Raises ConfigError naming file and row if one cannot be used and may not be dropped, or if none is left.
     """
     chosen = [_chosen(row, epoch, choice) for row, epoch in zip(rows.to_pylist(), epochs.tolist(), strict=True)]
-    pixels = _pixels(chosen, choice)
+    stores = [json.dumps({**choice.storage_options, **own}, sort_keys=True) for own in image_options or [{}] * len(chosen)]
+    pixels = {store: _pixels([row for row, of in zip(chosen, stores, strict=True) if of == store], store, choice.limits) for store in set(stores)}
     good: list[tuple[dict[str, Any], list[Message]]] = []
     rejects: list[dict[str, Any]] = []
-    for row in chosen:
+    for row, store in zip(chosen, stores, strict=True):
         try:
-            good.append((row, [_message(message, pixels, choice.limits) for message in _messages(row)]))
+            good.append((row, [_message(message, pixels[store], choice.limits) for message in _messages(row)]))
         except BadItem as bad:
             rejects.append(_rejected(row, bad, choice))
     if not good:
@@ -135,13 +138,13 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row["query"], *row["positives"], *row["negatives"]]
 
 
-def _pixels(rows: Sequence[Mapping[str, Any]], choice: Choice) -> dict[str, np.ndarray | BadItem]:
-    """By URI, the images that are not within the rows; each is fetched and decoded once."""
+def _pixels(rows: Sequence[Mapping[str, Any]], store: str, limits: Limits) -> dict[str, np.ndarray | BadItem]:
+    """By URI, the images that are not within the rows; each is fetched and decoded once. `store`: fsspec's options as JSON."""
     uris = list(
         dict.fromkeys(image["uri"] for row in rows for message in _messages(row) for image in message["images"] or [] if image["bytes"] is None)
     )
-    found = storage.fetch(uris, max_bytes=choice.limits.max_item_bytes, storage_options=dict(choice.storage_options))
-    return {uri: _decoded(data, choice.limits) for uri, data in zip(uris, found, strict=True)}
+    found = storage.fetch(uris, max_bytes=limits.max_item_bytes, storage_options=json.loads(store))
+    return {uri: _decoded(data, limits) for uri, data in zip(uris, found, strict=True)}
 
 
 def _decoded(data: bytes | BadItem | None, limits: Limits) -> np.ndarray | BadItem:

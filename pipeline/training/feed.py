@@ -65,7 +65,8 @@ class Feed:
     def _made(self, step: int, model: Trainable) -> Ready:
         draw = self.plan.batch(step).part(self._rank, self._num_ranks)
         rows = read(self._datasets, self.plan.names, draw)
-        batch = collate(rows, draw.epoch, self._choice, step=step)
+        options = [self._datasets[self.plan.names[dataset]].image_options for dataset in draw.dataset.tolist()]
+        batch = collate(rows, draw.epoch, self._choice, step=step, image_options=options)
         return Ready(
             queries=[model.prepare(told, query=True) for told in batch.queries],
             positives=_documents(batch.positives, model),

@@ -77,7 +77,13 @@ class _Reader:
     def _told(self, wanted: Sequence[tuple[int, int | None]]) -> list[tuple[Told, bool]]:
         rows = self.data.take(np.array([row for row, _ in wanted]))
         values = [_only(row, place or 0) for row, (_, place) in zip(rows.to_pylist(), wanted, strict=True)]
-        batch = collate(pa.Table.from_pylist(values, schema=rows.schema), np.zeros(len(values), np.int64), self.choice, step=0)
+        batch = collate(
+            pa.Table.from_pylist(values, schema=rows.schema),
+            np.zeros(len(values), np.int64),
+            self.choice,
+            step=0,
+            image_options=[self.data.image_options] * len(values),
+        )
         sides = zip(batch.queries, batch.positives, wanted, strict=True)
         return [(query, True) if place is None else (positive, False) for query, positive, (_, place) in sides]
 

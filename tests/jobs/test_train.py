@@ -13,9 +13,10 @@ import yaml
 
 from jobs.embed import EmbedJob
 from jobs.embed import run as embed
-from jobs.train import TrainJob, _settings, run
+from jobs.train import TrainJob, _settings, _task, plan, run
 from pipeline.config import ConfigError
 from pipeline.table.at import TableAt
+from pipeline.training.estimate import estimate
 from pipeline.training.journal import Journal
 from pipeline.training.run import finished
 from pipeline.vlm.message import Message
@@ -144,6 +145,26 @@ def test_what_the_job_file_can_fix_is_told_before_ray_starts(place, monkeypatch,
     with pytest.raises(ConfigError, match=problem):
         run(job(place, "wrong", **sections))
     assert not (place / "runs" / "wrong").exists()
+
+
+def test_a_plan_says_what_a_run_would_do_and_where_it_would_go_on(place, monkeypatch):
+    monkeypatch.setattr("pipeline.training.fit.ray.init", lambda **_: pytest.fail("a plan starts no Ray"))
+    found = plan(job(place, "planned", optimisation={"steps": 5}, mixture={"batch_size": 8}))
+    assert (found.steps, found.batch_size, found.rows) == (5, 8, 40)
+    assert 0 < found.tokens_a_step <= found.tokens_a_step_most and found.tokens == 5 * found.tokens_a_step
+    words, held = found.data["words"], found.data["held"]
+    assert (words.rows, words.rejects, words.share, words.epochs) == (40, {}, 1.0, 1.0)
+    # One epoch in batches of 8 of 40 rows: the mean of its steps is that of its rows.
+    assert found.tokens_a_step == pytest.approx(8 * words.tokens_a_row, abs=1)
+    assert (held.rows, held.share, held.epochs) == (12, None, None)
+    assert (found.goes_on_at, found.checkpoint_bytes) == (None, None)
+    assert not (place / "runs" / "planned").exists()
+    under_way = place / "runs" / "planned" / "checkpoint_1"
+    under_way.mkdir(parents=True)
+    (under_way / "position.json").write_text('{"position": {"step": 3}}')
+    (under_way / "state.pt").write_bytes(b"x" * 100)
+    again = estimate(_task(job(place, "planned", optimisation={"steps": 5})))
+    assert (again.goes_on_at, again.checkpoint_bytes) == (3, 100 + len('{"position": {"step": 3}}'))
 
 
 def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(place, cluster):

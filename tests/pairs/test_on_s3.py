@@ -10,6 +10,9 @@ from moto.server import ThreadedMotoServer
 from pipeline.config import ConfigError, Ref
 from pipeline.pairs.prepare import Dataset, prepare
 from pipeline.training.batches import Choice, collate
+from pipeline.training.feed import Feed, Part
+from pipeline.training.held_out import _Reader
+from pipeline.training.plan import Mixture
 from tests.pairs.writing import picture
 
 
@@ -53,3 +56,25 @@ def test_credentials_are_no_part_of_what_is_prepared(store):
     options, aws = store
     first = prepare(data(options, max_rejects=0.5), "s3://pairs/cache", aws)
     assert prepare(data(options | {"key": "other"}, max_rejects=0.5), "s3://pairs/cache", aws).path == first.path
+
+
+class Told:
+    """Stands for a model: rows stay what they are."""
+
+    def prepare(self, told, *, query):
+        return told
+
+
+def test_each_data_sets_own_options_reach_training(store, tmp_path):
+    """Training used the options of `choice` for all of them, so that only preparing found a bucket of another account."""
+    options, _ = store
+    (tmp_path / "0.png").write_bytes(picture(90))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"qry": "<|image_1|> what?", "qry_image_path": "0.png", "pos_text": "here"}) + "\n")
+    local = Dataset(name="local", reader=Ref(target="pipeline.pairs.mmeb:Mmeb", args={"uri": str(tmp_path / "train.jsonl")}))
+    parts = [Part(prepare(dataset, str(tmp_path / "cache"))) for dataset in (data(options, max_rejects=0.5), local)]
+    mixture = Mixture(batch_size=5, batches="interleaved", interleave=1)
+    with Feed(parts, mixture, Choice(), rank=0, num_ranks=1) as feed:
+        ready = feed.at(0, Told())
+    assert sorted({told.message.images[0][0, 0, 0] for told in ready.queries}) == [0, 10, 20, 30, 90]
+    messages = _Reader(Told(), None, parts[0].prepared, Choice())._told([(2, None), (0, 0)])
+    assert messages[0][0].message.images[0][0, 0, 0] == 20 and messages[1][0].message.text == "caption 0"

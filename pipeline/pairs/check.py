@@ -50,6 +50,12 @@ class Checker:
             return BadRow(row["reject_reason"], row["reject_detail"])
         if self.dataset.negatives == "dropped":
             row["negatives"], row["neg_scores"] = [], None
+        if self.dataset.swap:
+            if len(row["positives"]) != 1 or row["negatives"]:
+                counts = f"{len(row['positives'])} positives and {len(row['negatives'])} negatives"
+                return BadRow("bad_row", f"it has {counts}, and swap needs one positive and no negatives (negatives: dropped leaves them out)")
+            row["query"], row["positives"] = row["positives"][0], [row["query"]]
+            row["instruction_q"] = row["instruction_d"] = None
         row["in_batch_negatives"] = self.dataset.in_batch_negatives if row["in_batch_negatives"] is None else row["in_batch_negatives"]
         if not row["negatives"] and self.dataset.negatives == "required":
             return BadRow("no_negative", f"no negative; data set {self.dataset.name!r} has negatives: required")

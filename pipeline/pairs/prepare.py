@@ -45,6 +45,8 @@ class Dataset(Model):
     """Whether other rows' documents are wrong answers. Off for classification, where many rows have the same right one."""
     negatives: Literal["allowed", "required", "dropped"] = "allowed"
     """required: a row without one is rejected. dropped: those of the source are left out."""
+    swap: bool = False
+    """Query and positive change places: retrieval the other way. A row needs one positive and no negatives; instructions are then those below."""
     instruction_q: str = ""
     """What queries are told, where the row does not say."""
     instruction_d: str = ""

@@ -44,6 +44,22 @@ def test_rows_are_completed_with_what_the_data_set_says(tmp_path):
     assert prepared.rejects().schema.equals(PAIR_REJECT) and prepared.rejects().num_rows == 0
 
 
+def test_swapped_rows_ask_the_other_way_and_those_that_cannot_are_named(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", [{"query": "q", "pos": ["a"], "prompt": "Own."}, {"query": "q2", "pos": ["a", "d"]}])
+    cache = str(tmp_path / "cache")
+    prepared = prepare(flag(path, swap=True, instruction_q="Find.", max_rejects=0.5), cache)
+    (row,) = prepared.open().to_table().to_pylist()
+    assert (row["query"]["text"], [each["text"] for each in row["positives"]]) == ("a", ["q"])
+    assert (row["query_key"], row["positive_keys"], row["instruction_q"]) == (content_key(text("a")), [content_key(text("q"))], "Find.")
+    assert prepared.path != prepare(flag(path, instruction_q="Find."), cache).path
+    with pytest.raises(ConfigError, match=r"x.jsonl#1: bad_row: it has 2 positives and 0 negatives, and swap needs one positive"):
+        prepare(flag(path, swap=True), cache)
+    jsonl(path, [{"query": "q", "pos": ["a"], "neg": ["b"]}])
+    with pytest.raises(ConfigError, match="1 positives and 1 negatives"):
+        prepare(flag(path, swap=True), cache)
+    assert prepare(flag(path, swap=True, negatives="dropped"), cache).num_rows() == 1
+
+
 def test_rows_are_read_at_random_in_any_order_also_after_travelling(tmp_path):
     path = jsonl(tmp_path / "x.jsonl", [{"query": f"q{i}", "pos": ["a"]} for i in range(1200)])
     prepared = pickle.loads(pickle.dumps(prepare(flag(path), str(tmp_path / "cache"))))

@@ -18,6 +18,7 @@ from pipeline.config import ConfigError, Model, Ref, nearest
 from pipeline.encoders import Encoder
 from pipeline.media import BadItem, Limits, decode, to_pixels
 from pipeline.table.at import TableAt, dim_of, fingerprint_of, model_of
+from pipeline.table.ledger import TRAINING
 from schemas.items import encoder_schema
 
 PROBES = 20
@@ -158,7 +159,8 @@ def _foreign(at: TableAt, fingerprint: str, model: dict[str, Any] | None, ref: R
 
 
 def _difference(lineage: str, now: dict[str, object]) -> str:
-    then = json.loads(lineage or "{}")
+    then = json.loads(lineage or "{}") or {}
+    then.pop(TRAINING, None)
     changed = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return f" ({'; '.join(changed)})" if changed else ""
 

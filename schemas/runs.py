@@ -10,7 +10,11 @@ MODEL = pa.schema(
         field("dim", pa.int32(), "length of its vectors", nullable=False),
         field("target", pa.string(), "the class that makes the encoder, package.module:Name", nullable=False),
         field("args", pa.string(), "the arguments it was made with, as JSON", nullable=False),
-        field("lineage", pa.string(), "what the fingerprint is a hash of, as JSON: weights, preprocessing, pooling, instruction, dtype"),
+        field(
+            "lineage",
+            pa.string(),
+            "what the fingerprint is a hash of, as JSON: weights, preprocessing, pooling, ...; and `training`, the run that made it",
+        ),
         field("created_at", pa.timestamp("us", tz="UTC"), "when it was first used in this database", nullable=False),
         field("run", pa.string(), "the run that first used it", nullable=False),
     ],

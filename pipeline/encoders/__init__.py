@@ -9,6 +9,8 @@ Two methods are optional, and looked for by name:
   many threads, before and away from the model. Without it, `encode` is given the image at full size.
 * `for_queries() -> Encoder`: the encoder of the query side, where a model treats queries and documents differently.
   Same dim, same fingerprint: both sides are one space.
+
+An attribute `training`, JSON types, says what run made it; the table of models keeps it beside the lineage.
 """
 
 from typing import Protocol

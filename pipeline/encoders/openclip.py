@@ -18,11 +18,11 @@ from pipeline.config import ConfigError
 from pipeline.encoders.inputs import Of, check_of, inputs_of
 from pipeline.encoders.lineage import fingerprint_of
 from pipeline.encoders.once import Once
+from pipeline.encoders.openclip_model import lengths_of, load_open_clip, padding_of
 from pipeline.encoders.openclip_weights import Resolved, identity_of, resolve
 from pipeline.encoders.pixels import Pixels
 from pipeline.encoders.precision import Dtype, autocast, check_dtype, device_of, place, unit
 from pipeline.encoders.resize import Resize
-from pipeline.encoders.sentence_model import without_progress_bars
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.01, "float16": 0.001}
 """How far two vectors of one item may lie apart, in any coordinate, because of what else is in the batch.
@@ -37,8 +37,8 @@ class _Loaded:
     model: Any
     tokenizer: Any
     device: torch.device
-    trimmable: bool
-    """The text tower takes shorter sequences than its context: those of Hugging Face do, CLIP's own does not."""
+    padding: int | None
+    """The token that fills up texts, where texts may be cut behind it."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -82,6 +82,8 @@ class OpenClip:
             "dtype": dtype,
         }
         self.fingerprint = fingerprint_of(self.lineage)
+        self.training: dict[str, object] = {}
+        """The run that made it, where a saved folder says so."""
 
     def for_queries(self) -> "OpenClip":
         """The same encoder for queries, which may be an image or a text whatever the table holds. Shares the weights."""
@@ -118,7 +120,7 @@ class OpenClip:
         loaded = self._loaded()
         with loaded.lock:  # a tokenizer keeps its settings in itself while it runs
             tokens_NT = loaded.tokenizer(texts)
-        lengths_N = _lengths(tokens_NT, loaded) if loaded.trimmable else torch.full((len(texts),), tokens_NT.shape[1])
+        lengths_N = lengths_of(tokens_NT, loaded.padding)
         order_N = torch.argsort(lengths_N, stable=True)
         for rows in self._slices(len(texts)):
             chosen = order_N[rows]
@@ -135,33 +137,10 @@ class OpenClip:
 
 
 def _load(found: Resolved, dtype: str, device: str | None, cache_dir: str | None) -> _Loaded:
-    import open_clip
-    from open_clip.hf_model import HFTextEncoder
-
-    name = found.complete()
-    with without_progress_bars():
-        model = open_clip.create_model(name, found.pretrained, cache_dir=cache_dir, weights_only=True, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(found.tokenizer_name(name), cache_dir=cache_dir)
-    actual = {**model.visual.preprocess_cfg}
-    assert _plain(actual) == _plain(found.preprocess), f"the model prepares images by {actual}, planned was {found.preprocess}"
+    model, tokenizer = load_open_clip(found, cache_dir)
     placed_on = device_of(device)
-    trimmable = isinstance(getattr(model, "text", None), HFTextEncoder)
-    return _Loaded(place(model, placed_on, dtype), tokenizer, placed_on, trimmable)
-
-
-def _lengths(tokens_NT: torch.Tensor, loaded: _Loaded) -> torch.Tensor:
-    """Number of tokens up to the last that is not padding, at least 1."""
-    pad = loaded.model.text.config.pad_token_id
-    place_T = torch.arange(1, tokens_NT.shape[1] + 1)
-    lengths_N: torch.Tensor = ((tokens_NT != pad) * place_T).amax(dim=1).clamp(min=1)
-    return lengths_N
+    return _Loaded(place(model, placed_on, dtype), tokenizer, placed_on, padding_of(model))
 
 
 def _dtype_of(model: torch.nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
-
-
-def _plain(preprocess: dict[str, Any]) -> dict[str, Any]:
-    size = preprocess["size"]
-    values = {**preprocess, "size": (size, size) if isinstance(size, int) else size}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -15,6 +15,8 @@ from pipeline.encoders.lineage import hub_commit, sha256_of, sha256_of_all, snap
 LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG = "open_clip_config.json"
 TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+TEXT = "text"
+"""Folder within a saved one that has the configuration of a Hugging Face text tower."""
 _HUB_SETTINGS = ["*.json", "*.txt", "*.model"]
 _HUB_WEIGHTS = [*_HUB_SETTINGS, "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 
@@ -48,6 +50,12 @@ class Resolved:
         elsewhere = self.repo and self.config["text_cfg"].get("hf_tokenizer_name") and not sha256_of_all(Path(name.removeprefix(LOCAL)), TOKENIZER)
         return f"{HUB}{self.repo[0]}" if self.repo and elsewhere else name
 
+    def moved(self) -> dict[str, Any]:
+        """For create_model: the text tower's place where the folder is no longer where its configuration says."""
+        text = self.config["text_cfg"]
+        # open_clip would look for weights there too, if it were not told that they are in the checkpoint.
+        return {"text_cfg": {**text, "hf_model_pretrained": False}} if text.get("hf_model_name") and self.name.startswith(LOCAL) else {}
+
 
 def resolve(model: str, pretrained: str | None, cache_dir: str | None) -> Resolved:
     """What `model` and `pretrained` stand for. Raises ConfigError naming the nearest right name; loads no weights."""
@@ -72,6 +80,8 @@ def identity_of(config: dict[str, Any]) -> dict[str, Any]:
 
 def _folder(folder: Path) -> Resolved:
     config, preprocess = _read(folder)
+    if Path(config["text_cfg"].get("hf_tokenizer_name") or "").is_absolute():
+        config["text_cfg"]["hf_tokenizer_name"] = str(folder)  # where open_clip looks for it, whatever is written there
     # The order in which open_clip itself looks for a checkpoint.
     from open_clip.factory import _find_checkpoint_in_dir
 
@@ -97,7 +107,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     found = json.loads(path.read_text(encoding="utf-8"))
     if "model_cfg" not in found:
         raise ConfigError(f"{path} has no model_cfg")
-    return found["model_cfg"], _preprocess(found["model_cfg"], found.get("preprocess_cfg", {}))
+    config = found["model_cfg"]
+    text = config["text_cfg"].get("hf_model_name")
+    if text and not Path(text).is_dir() and (folder / TEXT / "config.json").is_file():
+        config["text_cfg"]["hf_model_name"] = str(folder / TEXT)
+    return config, _preprocess(config, found.get("preprocess_cfg", {}))
 
 
 def _builtin(name: str, pretrained: str | None) -> Resolved:

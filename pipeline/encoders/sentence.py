@@ -75,6 +75,8 @@ class Sentence:
             "dtype": dtype,
         }
         self.fingerprint = fingerprint_of(self.lineage)
+        self.training: dict[str, object] = {}
+        """The run that made it, where a saved folder says so."""
 
     def for_queries(self) -> "Sentence":
         """The same encoder, with the query prompt before each text. Shares the weights."""

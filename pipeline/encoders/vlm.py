@@ -55,7 +55,7 @@ class Vlm:
     of an item is embedded: "all" that it has, its "image" or its "text". `token_budget`: tokens computed at once, padding
     included; None is 2,048 on a CPU, 16,384 on CUDA. Weights are kept in `dtype`, also on CUDA.
 
-    An encoder that was saved with all its settings is opened by `pipeline.vlm.saved:open_encoder` instead.
+    An encoder that was saved with all its settings is opened by `pipeline.encoders.saved:open_encoder` instead.
     """
 
     def __init__(
@@ -114,6 +114,8 @@ class Vlm:
             **({} if self._page is None else {"page": page_lineage(self._page)}),
         }
         self.fingerprint = fingerprint_of(self.lineage)
+        self.training: dict[str, object] = {}
+        """The run that made it, where a saved folder says so."""
 
     def for_queries(self) -> "Vlm":
         """The same encoder under the query's instruction; takes whatever a query has. Shares the weights."""

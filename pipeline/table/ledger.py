@@ -17,6 +17,8 @@ from pipeline.table.swap import insert, until_accepted
 from schemas.runs import MODEL, RUN, UNIT
 
 PACKAGES = ("tessera", "ray", "pylance", "lancedb", "pyarrow", "torch", "transformers", "open_clip_torch", "timm", "pillow", "numpy")
+TRAINING = "training"
+"""Key of the run that made an encoder, in the lineage that a MODEL row keeps."""
 SECRET = ("secret", "token", "password", "key", "credential", "sas")
 
 
@@ -76,7 +78,7 @@ def record_model(at: TableAt, encoder: Any, ref: Ref, *, run: str) -> None:
         "dim": encoder.dim,
         "target": ref.target,
         "args": json.dumps(ref.args),
-        "lineage": json.dumps(getattr(encoder, "lineage", None), default=str),
+        "lineage": json.dumps(_lineage(encoder), default=str),
         "created_at": now(),
         "run": run,
     }
@@ -89,6 +91,12 @@ def record_model(at: TableAt, encoder: Any, ref: Ref, *, run: str) -> None:
             )
 
     until_accepted(attempt, at.models_path)
+
+
+def _lineage(encoder: Any) -> dict[str, Any] | None:
+    """What the fingerprint is a hash of, and, under TRAINING, the run that made the encoder if it says so."""
+    found, training = getattr(encoder, "lineage", None), getattr(encoder, "training", None)
+    return {**(found or {}), TRAINING: without_secrets(training)} if training else found
 
 
 def record_notes(at: TableAt, rows: list[dict[str, Any]]) -> None:

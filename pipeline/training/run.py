@@ -76,7 +76,7 @@ class TrainReport:
     rejects: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows of each data set that are not trained on, by reason."""
     encoder: str = ""
-    """The saved encoder's folder: encoder: {target: pipeline.vlm.saved:open_encoder, args: {folder: ...}}."""
+    """The saved encoder's folder: encoder: {target: pipeline.encoders.saved:open_encoder, args: {folder: ...}}."""
     fingerprint: str = ""
 
 

@@ -111,7 +111,7 @@ class TrainVlm:
         return read(self._loaded(), list(rows), self._reading)
 
     def save(self, folder: Path, card: Card) -> str:
-        """An encoder for `pipeline.vlm.saved:open_encoder`, an adapter merged into its weights and kept beside them."""
+        """An encoder for `pipeline.encoders.saved:open_encoder`, an adapter merged into its weights and kept beside them."""
         assert self._whole is not None, "load first"
         self._whole.eval()
         if self._checkpointing:

@@ -44,6 +44,13 @@ class Card(Model):
     curves: tuple[str, ...] = ()
     """Pictures, by their path within the folder."""
 
+    def training(self) -> dict[str, Any]:
+        """What a table keeps of the run that made an encoder: all but metrics and pictures; empty if nothing was trained."""
+        if not self.data:
+            return {}
+        values = self.model_dump(mode="json", include={"base", "base_licence", "data", "settings"})
+        return {"run": self.name, **values}
+
 
 def card_text(card: Card, spec: EncoderSpec, *, sentence_transformers: str | None) -> str:
     """The text of README.md. `sentence_transformers`: why that package cannot load the folder; None if it can."""
@@ -56,6 +63,28 @@ def card_text(card: Card, spec: EncoderSpec, *, sentence_transformers: str | Non
         _table("Metrics", ("metric", "value"), [(name, f"{value:.4g}") for name, value in card.metrics.items()]),
         _curves(card),
         _use(spec, sentence_transformers),
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def folder_card_text(card: Card, kind: str, made: dict[str, Any]) -> str:
+    """The same for a folder of `pipeline.encoders.folder`. `made`: settings that decide vectors."""
+    library, takes, use = {
+        "openclip": ("open_clip", "images or texts", 'open_clip.create_model_and_transforms("local-dir:path/to/this/folder")'),
+        "sentence": ("sentence-transformers", "texts", 'sentence_transformers.SentenceTransformer("path/to/this/folder")'),
+    }[kind]
+    front = {"license": card.base_licence or UNKNOWN, "library_name": library, "pipeline_tag": "feature-extraction", "tags": ["tessera"]}
+    base = {"base_model": card.base, "base_model_relation": "finetune"} if _HUB_NAME.fullmatch(card.base) else {}
+    job = yaml.safe_dump({"encoder": {"target": "pipeline.encoders.saved:open_encoder", "args": {"folder": "path/to/this/folder"}}}, sort_keys=False)
+    sections = [
+        f"---\n{yaml.safe_dump(front | base, sort_keys=False, allow_unicode=True)}---\n\n# {card.name}\n",
+        f"An embedding encoder of {takes} that Tessera saved.\n",
+        f"## Base and licence\n\n{card.base}, licence: {card.base_licence or UNKNOWN}.\n",
+        _data(card),
+        _table("Settings", ("setting", "value"), [*_flat(card.settings).items(), *_flat(made).items()]),
+        _table("Metrics", ("metric", "value"), [(name, f"{value:.4g}") for name, value in card.metrics.items()]),
+        _curves(card),
+        f"## Use\n\nIn a job file of Tessera:\n\n```yaml\n{job}```\n\nIn Python, the same vectors once they are normalised: `{use}`.\n",
     ]
     return "\n".join(section for section in sections if section)
 
@@ -113,7 +142,7 @@ def _curves(card: Card) -> str:
 
 
 def _use(spec: EncoderSpec, reason: str | None) -> str:
-    job = yaml.safe_dump({"encoder": {"target": "pipeline.vlm.saved:open_encoder", "args": {"folder": "path/to/this/folder"}}}, sort_keys=False)
+    job = yaml.safe_dump({"encoder": {"target": "pipeline.encoders.saved:open_encoder", "args": {"folder": "path/to/this/folder"}}}, sort_keys=False)
     parts = [f"## Use\n\nIn a job file of Tessera, for documents and queries alike:\n\n```yaml\n{job}```\n"]
     if reason is None:
         parts.append(

@@ -79,7 +79,7 @@ def _write(part: Path, model: torch.nn.Module, *, preparer: Preparer, spec: Enco
         write_sentence_files(part, spec, int(_unwrapped(model).config.get_text_config().hidden_size))
     else:
         log.info("no files for sentence-transformers: %s", reason)
-    spec = sealed(spec, part)
+    spec = sealed(spec.model_copy(update={"training": card.training()}), part)
     (part / "README.md").write_text(card_text(card, spec, sentence_transformers=reason), encoding="utf-8")
     spec.save(part)
     return spec

@@ -1,7 +1,4 @@
-"""Saved: the encoder of a folder that has a tessera.json. What a job file names as
-
-encoder: {target: pipeline.vlm.saved:open_encoder, args: {folder: encoders/mine}}
-"""
+"""Saved: the vision-language encoder of a folder that has a tessera.json. For any kind: `pipeline.encoders.saved:open_encoder`."""
 
 from pathlib import Path
 
@@ -66,7 +63,7 @@ def inside(model: str) -> bool:
 
 
 def _encoder(spec: EncoderSpec, folder: Path, *, device: str | None = None, cache_dir: str | None = None, token_budget: int | None = None) -> Vlm:
-    return Vlm(
+    encoder = Vlm(
         str(folder / spec.base.model) if inside(spec.base.model) else spec.base.model,
         adapter=None if spec.adapter is None else str(folder / spec.adapter),
         prompt=spec.prompt,
@@ -81,6 +78,8 @@ def _encoder(spec: EncoderSpec, folder: Path, *, device: str | None = None, cach
         cache_dir=cache_dir,
         token_budget=token_budget,
     )
+    encoder.training = spec.training
+    return encoder
 
 
 def _page(spec: EncoderSpec, folder: Path) -> Page | None:

@@ -66,6 +66,8 @@ class EncoderSpec(Model):
     """Widths that were trained (Matryoshka): `reading.width` may be any of them. Empty if only the full one was."""
     layers: tuple[pydantic.PositiveInt, ...] = ()
     """Layers that were trained: `reading.layer` may be any of them. Empty if only the last one was."""
+    training: dict[str, Any] = {}
+    """The run that made it: its name, what it began with, data, settings. No vector depends on it. Empty if nothing was trained."""
     files: dict[str, str] = {}
     """sha256 of every file of the folder that is read, by its path."""
     fingerprint: str = ""
@@ -85,25 +87,34 @@ class EncoderSpec(Model):
         return self
 
     def save(self, folder: Path) -> None:
-        """Write tessera.json. The last file that is written: who sees it may trust every file that it names."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        part = folder / f".{FILE}.part"
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(folder / FILE)
+        """Write tessera.json."""
+        write_spec(self, folder)
+
+
+def write_spec(spec: Model, folder: Path) -> None:
+    """Write tessera.json. The last file that is written: who sees it may trust every file that it names."""
+    text = json.dumps(spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    part = folder / f".{FILE}.part"
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(folder / FILE)
 
 
 def load_spec(folder: Path) -> EncoderSpec:
     """The spec of a folder, every file of which is as it was saved. Raises ConfigError naming the file or key that is not."""
+    spec = parse_spec(read_spec(folder), folder / FILE)
+    _check_files(spec, folder)
+    return spec
+
+
+def read_spec(folder: Path) -> Any:
+    """What tessera.json says, of whatever kind of encoder. Raises ConfigError if there is none, or it is no JSON."""
     path = folder / FILE
     if not path.is_file():
         raise ConfigError(f"{folder} holds no saved encoder: {FILE} is not in it; give the folder that training or `save_encoder` wrote")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}; it is written by `save_encoder`, copy it again") from error
-    spec = parse_spec(values, path)
-    _check_files(spec, folder)
-    return spec
 
 
 def parse_spec(values: Any, path: Path) -> EncoderSpec:
@@ -116,6 +127,10 @@ def parse_spec(values: Any, path: Path) -> EncoderSpec:
     if version > FORMAT:
         raise ConfigError(
             f"{path} is of format {version}, and this release reads up to {FORMAT}: upgrade (pip install -U tessera), or save it with this one"
+        )
+    if "encoder" in values:
+        raise ConfigError(
+            f"{path} is of another kind of encoder ({values['encoder']}); open it by pipeline.encoders.saved:open_encoder, which opens all"
         )
     try:
         return EncoderSpec.model_validate(values)
@@ -135,8 +150,7 @@ def outside_digests(base: Path) -> dict[str, str]:
 
 
 def _check_files(spec: EncoderSpec, folder: Path) -> None:
-    """Every file that was saved is there and the same, and none has come that would be read."""
-    _compare(spec.files, folder)
+    check_files(spec.files, folder)
     if spec.base.files:
         base = Path(spec.base.model).expanduser()
         if not base.is_dir():
@@ -144,7 +158,12 @@ def _check_files(spec: EncoderSpec, folder: Path) -> None:
                 f"{folder / FILE}: the base model's folder {base} is not there; put it back, or save the encoder merged (adapter: null)"
             )
         _compare(spec.base.files, base)
-    came = sorted(set(digests(folder)) - set(spec.files))
+
+
+def check_files(files: dict[str, str], folder: Path) -> None:
+    """Every file that was saved is there and the same, and none has come that would be read. Raises ConfigError naming the file."""
+    _compare(files, folder)
+    came = sorted(set(digests(folder)) - set(files))
     if came:
         raise ConfigError(
             f"{folder}: {', '.join(came[:3])} came after the encoder was saved and may be read with it; remove it, or save the encoder again"

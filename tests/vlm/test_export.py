@@ -271,5 +271,5 @@ def test_a_card_says_what_is_known_and_what_is_not():
     ):
         assert expected in text
     job = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert job["encoder"]["target"] == "pipeline.vlm.saved:open_encoder"
+    assert job["encoder"]["target"] == "pipeline.encoders.saved:open_encoder"
     assert "trained" in card_text(CARD, EncoderSpec(), sentence_transformers="why")

@@ -157,3 +157,44 @@ class Slow(InfoNCE):
     def forward(self, queries, positives, negatives=None, notes=NO_NOTES):
         time.sleep(self.seconds)
         return super().forward(queries, positives, negatives, notes)
+
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "sun": (250, 220, 40), "sky": (120, 190, 250), "tea": (150, 90, 40)}
+
+
+def write_pictures(folder, *, num=24, held_out=12):
+    """train.jsonl and held.jsonl: `text`, and `image`, a file of the text's two colours."""
+    rng = np.random.default_rng(0)
+    names = list(COLOURS)
+    for name, count, start in (("train", num, 0), ("held", held_out, num)):
+        rows = []
+        for i in range(start, start + count):
+            one, two = names[i % 6], names[(i // 6 + i) % 6]
+            pixels = np.zeros((16, 16, 3), np.uint8)
+            pixels[:8], pixels[8:] = COLOURS[one], COLOURS[two]
+            noisy = np.clip(pixels + rng.integers(-9, 9, pixels.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / f"{i}.png")
+            rows.append({"text": f"{one} on {two} {i}", "image": f"{i}.png"})
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def picture_values(folder, model, *, name, steps, **sections):
+    """The values of a TrainJob on these: both ways, and held out both ways."""
+
+    def dataset(name, file, **more):
+        args = {"uri": str(folder / file), "images": ["image"]}
+        return {"name": name, "reader": {"target": "pipeline.pairs.sentence_transformers:SentenceTransformers", "args": args}, **more}
+
+    values = {
+        "run": {"name": name, "folder": str(folder / "runs"), "prepared": str(folder / "prepared")},
+        "model": model,
+        "loss": {"target": "pipeline.training.infonce:InfoNCE", "args": {"directions": ["query-document", "document-query"]}},
+        "data": [dataset("train", "train.jsonl")],
+        "held_out": [dataset("words", "held.jsonl"), dataset("pictures", "held.jsonl", swap=True)],
+        "mixture": {"batch_size": 8},
+        "optimisation": {"steps": steps, "chunk": 5, "learning_rate": 1e-3},
+        "watching": {"log_every": 1, "log_rows": True, "checkpoint_every": 2, "evaluate_every": 3, "k": 3, "notice_every": 1},
+    }
+    for section, more in sections.items():
+        values[section] = {**values.get(section, {}), **more}
+    return values

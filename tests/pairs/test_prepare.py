@@ -54,7 +54,7 @@ def test_swapped_rows_ask_the_other_way_and_those_that_cannot_are_named(tmp_path
     assert prepared.path != prepare(flag(path, instruction_q="Find."), cache).path
     with pytest.raises(ConfigError, match=r"x.jsonl#1: bad_row: it has 2 positives and 0 negatives, and swap needs one positive"):
         prepare(flag(path, swap=True), cache)
-    jsonl(path, [{"query": "q", "pos": ["a"], "neg": ["b"]}])
+    jsonl(tmp_path / "x.jsonl", [{"query": "q", "pos": ["a"], "neg": ["b"]}])
     with pytest.raises(ConfigError, match="1 positives and 1 negatives"):
         prepare(flag(path, swap=True), cache)
     assert prepare(flag(path, swap=True, negatives="dropped"), cache).num_rows() == 1

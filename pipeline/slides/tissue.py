@@ -132,24 +132,48 @@ def _white(view: Overview, glass: np.ndarray) -> tuple[int, int, int]:
     return red, green, blue
 
 
+@dataclass(frozen=True)
+class Ink:
+    """Px in the colours of one ink."""
+
+    stroke: np.ndarray
+    core: np.ndarray | None = None
+    """Where it is strong; None for an ink that needs no core to be told from tissue."""
+    pale: np.ndarray | None = None
+    """Where its rim may be."""
+    width_um: float = 24.0
+    """What is narrower is no stroke."""
+
+    def weak(self) -> bool:
+        """Whether too little of it is strong for it to be ink."""
+        return self.core is not None and int(np.count_nonzero(self.core)) < INK_CORE * int(np.count_nonzero(self.stroke))
+
+
+def inks(rgb: np.ndarray) -> list[Ink]:
+    """Which px, seen at about 8 um/px, have the colour of blue, green, red and black ink."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
+    found = []
+    for low, high in (BLUE, GREEN):
+        of_hue = (hue >= low) & (hue <= high) & (value >= VOID)
+        found.append(Ink(*(of_hue & (saturation > least) for least in (INK_SATURATION, INK_CORE_SATURATION, HALO_SATURATION))))
+    red, green, blue = cv2.split(rgb)
+    found.append(Ink((red > 150) & (green < 80) & (blue < 90)))
+    found.append(Ink((value < 60) & (value >= VOID) & (saturation < 60), width_um=BLACK_STROKE_UM))
+    return found
+
+
 def pen(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
-    """Blue, green, red and black ink of an overview: bool (H, W). Strokes of MIN_PEN_MM2 and more; black ones at least BLACK_STROKE_UM wide.
+    """Ink of an overview: bool (H, W). Strokes of MIN_PEN_MM2 and more; black ones at least BLACK_STROKE_UM wide.
 
     Other colours, and ink so faint that it has no strong core, are not found.
     """
-    hue, saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
     least_px = MIN_PEN_MM2 / (um_per_px**2 * 1e-6)
-    ink = np.zeros(rgb.shape[:2], bool)
-    for low, high in (BLUE, GREEN):
-        of_hue = (hue >= low) & (hue <= high) & (value >= VOID)
-        stroke = _large(_opened(of_hue & (saturation > INK_SATURATION), 3), least_px, core=saturation > INK_CORE_SATURATION)
+    found = np.zeros(rgb.shape[:2], bool)
+    for ink in inks(rgb):
+        stroke = _large(_opened(ink.stroke, ink.width_um / um_per_px), least_px, core=ink.core)
         if stroke.any():
-            ink |= stroke | (of_hue & (saturation > HALO_SATURATION) & _near(stroke, HALO_UM / um_per_px))
-    red, green, blue = cv2.split(rgb)
-    ink |= _large(_opened((red > 150) & (green < 80) & (blue < 90), 3), least_px)
-    black = _opened((value < 60) & (value >= VOID) & (saturation < 60), BLACK_STROKE_UM / um_per_px)
-    ink |= _large(black, least_px)
-    return ink
+            found |= stroke if ink.pale is None else stroke | (ink.pale & _near(stroke, HALO_UM / um_per_px))
+    return found
 
 
 def _large(mask: np.ndarray, least_px: float, *, core: np.ndarray | None = None, connectivity: int = 8) -> np.ndarray:

@@ -53,7 +53,7 @@ class Sentence:
         source = locate(model, revision, cache_dir)
         self._layout = read_folder(source.folder)
         settings = settings_of(source.folder, self._layout)
-        _check_length(max_tokens, settings["config"].get("max_position_embeddings"))
+        check_length(max_tokens, settings["config"].get("max_position_embeddings"))
         self._prompt = self._layout.document_prompt() if prompt is None else prompt
         self._query_prompt = self._layout.query_prompt() if query_prompt is None else query_prompt
         self._token_budget = token_budget
@@ -106,7 +106,8 @@ class Sentence:
         return vectors
 
 
-def _check_length(max_tokens: int | None, positions: int | None) -> None:
+def check_length(max_tokens: int | None, positions: int | None) -> None:
+    """Raises ConfigError unless a model of so many positions can take `max_tokens`."""
     if max_tokens is not None and not 1 <= max_tokens <= (positions or max_tokens):
         raise ConfigError(f"max_tokens={max_tokens} must lie between 1 and {positions or 'the longest the model can take'}")
 

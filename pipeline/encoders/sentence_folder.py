@@ -179,6 +179,11 @@ def _transformer_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def transformer_settings_file(folder: Path) -> Path:
+    """Where the length of texts is, or would be, set in a transformer's folder."""
+    return next((folder / name for name in _TRANSFORMER_SETTINGS if (folder / name).is_file()), folder / _TRANSFORMER_SETTINGS[0])
+
+
 def _check_transformer(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(f"{folder} holds an adapter (adapter_config.json), not a whole model; merge it into its base model and save that")

@@ -23,7 +23,7 @@ class SentenceModel:
 
     def __init__(self, layout: Folder, tokenizer: Any, transformer: torch.nn.Module, dense: torch.nn.Module, *, max_tokens: int, dtype: str) -> None:
         self.device = next(transformer.parameters()).device
-        self._layout, self._tokenizer, self._transformer, self._dense = layout, tokenizer, transformer, dense
+        self._layout, self._tokenizer, self.transformer, self.dense = layout, tokenizer, transformer, dense
         self._max_tokens, self._dtype = max_tokens, dtype
         self._accepts = set(inspect.signature(transformer.forward).parameters)
         self._lock = threading.Lock()
@@ -42,14 +42,19 @@ class SentenceModel:
 
     def vectors(self, tokens: Tokens, prompt_tokens: int) -> np.ndarray:
         """Vectors of one batch: float32, norm 1. `prompt_tokens` at the start of each text are left out of the pooling."""
+        with torch.inference_mode():
+            return unit(self.pooled(tokens, prompt_tokens))
+
+    def pooled(self, tokens: Tokens, prompt_tokens: int) -> torch.Tensor:
+        """The same, (N, D), of whatever norm, with gradient where weights have one."""
         features = {name: self._pad(name, values) for name, values in tokens.items()}
         mask_BT = features["attention_mask"]
         if "use_cache" in self._accepts:
             features["use_cache"] = False
-        with torch.inference_mode():
-            with autocast(self.device, self._dtype):
-                tokens_BTD = self._transformer(**features).last_hidden_state
-            return unit(self._dense(pool(tokens_BTD, mask_BT, self._layout.modes, prompt_tokens=prompt_tokens)))
+        with autocast(self.device, self._dtype):
+            tokens_BTD = self.transformer(**features).last_hidden_state
+        vectors: torch.Tensor = self.dense(pool(tokens_BTD, mask_BT, self._layout.modes, prompt_tokens=prompt_tokens))
+        return vectors
 
     def _pad(self, name: str, rows: list[list[int]]) -> Any:
         filling = {"input_ids": self._tokenizer.pad_token_id or 0, "token_type_ids": self._tokenizer.pad_token_type_id}.get(name, 0)

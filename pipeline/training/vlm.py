@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.config import ConfigError, Model
 from pipeline.encoders.precision import Dtype, check_dtype
 from pipeline.training.batches import Told
+from pipeline.training.lora import adapted, lora_of
 from pipeline.vlm.backbone import Backbone, load_backbone
 from pipeline.vlm.base import base_of
 from pipeline.vlm.card import Card
@@ -27,24 +28,13 @@ from pipeline.vlm.templates import template_of, with_placeholder
 S = TypeVar("S", bound=Model)
 
 
-class Lora(Model):
-    """A low-rank adapter."""
-
-    rank: pydantic.PositiveInt = 16
-    alpha: pydantic.PositiveFloat = 32
-    """What the adapter adds is scaled by alpha / rank."""
-    dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the layers that get one, without what stands before the last dot."""
-
-
 class TrainVlm:
     """A model of `pipeline.vlm.base.SUPPORTED`.
 
-    `model`: a folder, or a name on the Hugging Face hub, optionally at `revision`. `lora`: the keys of `Lora`; None trains the weights
-    themselves. `parts`: regular expressions; weights whose names one of them is found in are trained, the others are frozen. None: all. `prompt`,
-    `reading`, `sizes`: the keys of `pipeline.vlm.settings`. Weights are in `dtype`; with bfloat16 small steps are lost, better use
-    `optimisation.autocast`. `gradient_checkpointing`: less memory, a third more work.
+    `model`: a folder, or a name on the Hugging Face hub, optionally at `revision`. `lora`: the keys of `pipeline.training.lora.Lora`; None
+    trains the weights themselves. `parts`: regular expressions; weights whose names one of them is found in are trained, the others are frozen.
+    None: all. `prompt`, `reading`, `sizes`: the keys of `pipeline.vlm.settings`. Weights are in `dtype`; with bfloat16 small steps are lost, better
+    use `optimisation.autocast`. `gradient_checkpointing`: less memory, a third more work.
     """
 
     def __init__(
@@ -65,7 +55,7 @@ class TrainVlm:
         if lora is not None and parts is not None:
             raise ConfigError("lora trains an adapter and parts some of the weights: give one of the two (lora.modules says where an adapter goes)")
         self._base = base_of(model, revision, cache_dir)
-        self._lora = None if lora is None else _section(Lora, lora, "lora")
+        self._lora = None if lora is None else lora_of(lora)
         self._parts = None if parts is None else [re.compile(part) for part in parts]
         self._reading = _section(Reading, reading, "reading")
         spec = EncoderSpec(prompt=_section(Prompt, prompt, "prompt"), sizes=_section(Sizes, sizes, "sizes"), reading=self._reading, dtype=dtype)
@@ -86,7 +76,7 @@ class TrainVlm:
             make_bidirectional(backbone.model)
         if self._checkpointing:
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        self._backbone, self._whole = backbone, backbone.model if self._lora is None else _adapted(backbone.model, self._lora)
+        self._backbone, self._whole = backbone, backbone.model if self._lora is None else adapted(backbone.model, self._lora)
         if self._lora is None:
             for name, values in backbone.model.named_parameters():
                 values.requires_grad_(self._parts is None or any(part.search(name) for part in self._parts))
@@ -121,20 +111,6 @@ class TrainVlm:
     def _loaded(self) -> Backbone:
         assert self._backbone is not None, "load first"
         return self._backbone
-
-
-def _adapted(model: nn.Module, lora: Lora) -> nn.Module:
-    """The model wrapped by PEFT; its layers are changed in place, so the model itself computes with the adapter too."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError("an adapter needs another package: pip install 'tessera[lora]'") from error
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.modules))  # type: ignore[arg-type]
-    try:
-        wrapped: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ConfigError(f"lora.modules={list(lora.modules)}: {error}") from error
-    return wrapped
 
 
 def _section(model: type[S], given: Mapping[str, Any] | None, name: str) -> S:

@@ -12,7 +12,7 @@ from pipeline.encoders.sentence_folder import TOKENIZER, WEIGHTS, Source, locate
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TILED = ("idefics3", "smolvlm")
-SUPPORTED = (*QWEN, *TILED, "llava", "llava_next", "llava_onevision", "paligemma")
+SUPPORTED = (*QWEN, *TILED, "llava", "llava_next", "llava_onevision", "fast_vlm", "paligemma")
 """Model types that are tested, as `config.json` names them. Phi-3.5-vision needs code of its own from the hub and is not."""
 
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")

@@ -7,13 +7,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 WIDTH = 32
 LAYERS = 3
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "llava", "llava_next", "llava_onevision", "paligemma"]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "llava", "llava_next", "llava_onevision", "fast_vlm", "paligemma"]
 
 SPECIAL = {
     "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
     "idefics": ["<pad>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", "<video>"]
     + [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)],
     "llava": ["<pad>", "<s>", "</s>", "<image>", "<video>"],
+    "fast": ["<pad>", "<s>", "</s>", "<image>"],
     "paligemma": ["<pad>", "<eos>", "<bos>", "<image>"],
 }
 GRID = [[16, 32], [32, 16], [32, 32]]
@@ -116,6 +117,21 @@ def _llava(name):
     return hf.LlavaOnevisionForConditionalGeneration(config), hf.LlavaOnevisionProcessor(images, tokenizer, videos, **full)
 
 
+def _fast_vlm():
+    tokenizer = tokenizer_of(SPECIAL["fast"])
+    # A net of convolutions with batch norms, as FastVLM's own is; a token is 32 x 32 pixels of the image at 64 x 64.
+    vision = {"model_type": "timm_wrapper", "architecture": "test_efficientnet", "hidden_size": 256, "do_pooling": False}
+    text = {**TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer), "pad_token_id": 0}
+    config = hf.FastVlmConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=4)
+    square = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    reading = {"patch_size": 32, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
+    model = hf.FastVlmForConditionalGeneration(config)
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):  # with 1 the random net would make nearly the same of every picture
+            torch.nn.init.constant_(part.weight, 4.0)
+    return model, hf.LlavaProcessor(hf.CLIPImageProcessor(**square), tokenizer, **reading)
+
+
 def _paligemma():
     tokenizer = tokenizer_of(SPECIAL["paligemma"])
     text = {**TEXT, "model_type": "gemma", "vocab_size": len(tokenizer), "head_dim": 8, "pad_token_id": 0}
@@ -135,5 +151,6 @@ _MAKERS = {
     "llava": lambda: _llava("llava"),
     "llava_next": lambda: _llava("llava_next"),
     "llava_onevision": lambda: _llava("llava_onevision"),
+    "fast_vlm": _fast_vlm,
     "paligemma": _paligemma,
 }

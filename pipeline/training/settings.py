@@ -1,6 +1,7 @@
 """What a training run does, beside its model, its loss and its data: sections of its job file. No torch."""
 
 import math
+import re
 from typing import Literal
 
 import pydantic
@@ -13,6 +14,8 @@ class Optimisation(Model):
 
     learning_rate: float = pydantic.Field(default=1e-4, gt=0)
     """Highest learning rate; 1e-4 suits LoRA, 1e-5 whole models."""
+    learning_rates: dict[str, pydantic.PositiveFloat] = {}
+    """Other highest learning rates, as {projector: 1e-3}: of weights in whose names the key, a regular expression, is found; the first counts."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
     """Of matrices; biases, norms and temperatures have none."""
     warmup: float = pydantic.Field(default=0.1, ge=0, lt=1)
@@ -29,6 +32,20 @@ class Optimisation(Model):
     """Rows that a worker computes at once (GradCache): decides memory, changes no result. Null: its whole part of the batch."""
     autocast: Literal["bfloat16"] | None = None
     """Matrix products in bfloat16, weights as they are; for GPUs. Null: in the weights' own format."""
+
+    @pydantic.field_validator("learning_rates")
+    @classmethod
+    def _compile(cls, rates: dict[str, float]) -> dict[str, float]:
+        for pattern in rates:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return rates
+
+    def learning_rate_of(self, name: str) -> float:
+        """The highest learning rate of a weight."""
+        return next((rate for pattern, rate in self.learning_rates.items() if re.search(pattern, name)), self.learning_rate)
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step, from 0, of so many: a function of the step and of nothing that must be saved."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.training.batches import Told
 from pipeline.training.tape import Vectors
@@ -33,3 +34,12 @@ class Trainable(Protocol):
 
     def save(self, folder: Path, card: Card) -> str:
         """Save an encoder that job files can name into a folder that is not there yet; its fingerprint."""
+
+
+def set_mode(modules: Sequence[nn.Module], *, training: bool) -> None:
+    """Training or evaluation mode; a batch norm that is not trained keeps its statistics, as its part of the model would otherwise move."""
+    for module in modules:
+        module.train(training)
+        for part in module.modules():
+            if isinstance(part, _BatchNorm) and not any(values.requires_grad for values in part.parameters()):
+                part.eval()

@@ -42,7 +42,7 @@ class Ref(Model):
     target: str
     """`package.module:Name`, importable from where the job runs and on the cluster's workers."""
     args: dict[str, Any] = {}
-    """Keyword arguments for it."""
+    """Keyword arguments for it. One that has a target and args itself is built first: a loss takes another one so."""
 
     def load(self) -> Callable[..., Any]:
         """Import the target and check that `args` fit its signature, building nothing.
@@ -69,10 +69,15 @@ class Ref(Model):
     def build(self) -> Any:
         """The object itself. Raises ConfigError if its constructor does, or refuses a value."""
         target = self.load()
+        args = {name: Ref.model_validate(value).build() if _is_ref(value) else value for name, value in self.args.items()}
         try:
-            return target(**self.args)
+            return target(**args)
         except (TypeError, ValueError, FileNotFoundError) as error:
             raise ConfigError(f"{self.target}: {error}") from error
+
+
+def _is_ref(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("target"), str) and set(value) <= {"target", "args"}
 
 
 def _import(module_name: str, target: str) -> types.ModuleType:

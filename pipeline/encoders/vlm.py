@@ -49,7 +49,7 @@ class Vlm:
     """A vision-language model that embeds.
 
     `model`: a folder, or a name on the Hugging Face hub, optionally at `revision`: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Idefics3,
-    SmolVLM, LLaVA, LLaVA-NeXT, LLaVA-OneVision, PaliGemma. `adapter`: the folder of a LoRA adapter of PEFT. `prompt`,
+    SmolVLM, LLaVA, LLaVA-NeXT, LLaVA-OneVision, FastVLM, PaliGemma. `adapter`: the folder of a LoRA adapter of PEFT. `prompt`,
     `reading` and `sizes`: the keys of `pipeline.vlm.settings`; `head`, a trained one instead of a pooling, those of
     `pipeline.vlm.reading.TrainedHead`; `page`, which draws texts as pixels, those of `pipeline.vlm.textimage.Page`. `of`: what
     of an item is embedded: "all" that it has, its "image" or its "text". `token_budget`: tokens computed at once, padding
@@ -82,7 +82,7 @@ class Vlm:
             raise ConfigError(f"token_budget={token_budget} must be at least 1")
         base = base_of(model, revision, cache_dir)
         lora = None if adapter is None else Path(adapter).expanduser().absolute()
-        self._reading = _complete(_section(Reading, reading, "reading"), base)
+        self._reading = complete(_section(Reading, reading, "reading"), base)
         self._of, self._query, self._token_budget = of, False, token_budget
         asked = _section(Prompt, prompt, "prompt")
         template = template_of(asked.template)
@@ -187,7 +187,7 @@ def _problem(section: str, names: tuple[str, ...], problem: Any) -> str:
     return f"{section}.{key}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _complete(reading: Reading, base: Base) -> Reading:
+def complete(reading: Reading, base: Base) -> Reading:
     """`reading` with the model's own layer and width where none is given. Raises ConfigError if the model has not as many."""
     from transformers import AutoConfig
 

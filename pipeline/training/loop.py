@@ -35,7 +35,7 @@ from pipeline.training.plan import Mixture
 from pipeline.training.record import Record
 from pipeline.training.settings import Optimisation, Watching
 from pipeline.training.tape import Vectors
-from pipeline.training.trainable import Trainable, set_mode
+from pipeline.training.trainable import built, set_mode
 from pipeline.training.watch import Watched
 from pipeline.vlm.card import Card
 
@@ -119,9 +119,9 @@ class _Run:
         self.folder = Path(task.folder)
         self.first = world()[0] == 0
         torch.manual_seed(self.recipe.mixture.seed)
-        self.model: Trainable = self.recipe.model.build()
+        self.model, loss = built(self.recipe.model, self.recipe.loss)
         self.model.load(device)
-        self.loss = Watched(self.recipe.loss.build()).to(device)
+        self.loss = Watched(loss).to(device)
         self.parameters = trained([*self.model.modules, self.loss])
         self.optimizer = _optimizer(self.parameters, self.recipe.optimisation)
         chunk = self.recipe.optimisation.chunk

@@ -3,7 +3,8 @@
 Both act on the finished vectors, so with GradCache they cost no further pass of the encoder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,15 @@ from pipeline.training.columns import gather_columns
 from pipeline.training.gather import global_mean
 
 Layers = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where vectors are trained beside the last layer and the full width."""
+
+    layers: tuple[int, ...] = ()
+    """Of the model, counted from 1, rising."""
+    widths: tuple[int, ...] = ()
 
 
 class Matryoshka(nn.Module):
@@ -35,6 +45,7 @@ class Matryoshka(nn.Module):
         super().__init__()
         self.loss = loss
         self.rungs = list(zip(widths, weights or (1.0,) * len(widths), strict=True))
+        self.cuts = Cuts(widths=tuple(widths))
         self.per_step = per_step
         self.seed = seed
 
@@ -52,17 +63,17 @@ class Ladder(nn.Module):
     """2D Matryoshka: the loss at the last layer and full width, and at each rung (layer, width) of a fixed ladder.
 
     Takes tuples of vectors, one for each layer that the encoder gives, shallow to deep. Give them after the model's final norm, and none of
-    the embedding layer: at the last token that is a constant. `rungs`: places in the tuple and widths, such as ((0, 64), (1, 128)).
-    `weights`: 1 each if None. A fixed ladder is Starbucks' (arXiv 2410.13230), which found it better than drawing, even at full size;
-    `per_step` draws rungs, as 2DMSE does (arXiv 2402.14776), the same on all ranks. `alignment`: weight of KL(softmax(S / temperature) ||
+    the embedding layer: at the last token that is a constant. `rungs`: places in the tuple and widths, such as ((0, 64), (1, 128)), None for
+    the full width. `weights`: 1 each if None. A fixed ladder is Starbucks' (arXiv 2410.13230), which found it better than drawing, even at full
+    size; `per_step` draws rungs, as 2DMSE does (arXiv 2402.14776), the same on all ranks. `alignment`: weight of KL(softmax(S / temperature) ||
     softmax(S_rung / temperature)), S a query's cosines with all documents at the top, without gradient, S_rung at the rung; over
-    similarities and not over coordinates, which are no distribution.
+    similarities and not over coordinates, which are no distribution. A job file names `grid`.
     """
 
     def __init__(
         self,
         loss: Callable[..., Tensor],
-        rungs: tuple[tuple[int, int], ...],
+        rungs: tuple[tuple[int, int | None], ...],
         *,
         weights: tuple[float, ...] | None = None,
         alignment: float = 0.0,
@@ -73,6 +84,7 @@ class Ladder(nn.Module):
         super().__init__()
         self.loss = loss
         self.rungs = list(zip(rungs, weights or (1.0,) * len(rungs), strict=True))
+        self.cuts: Cuts | None = None
         self.alignment = alignment
         self.temperature = temperature
         self.per_step = per_step
@@ -113,8 +125,31 @@ class Ladder(nn.Module):
         for (layer, width), _ in self.rungs:
             if not 0 <= layer < len(layers):
                 raise ValueError(f"rung ({layer}, {width}) names layer {layer}, but the encoder gives {len(layers)}: 0 to {len(layers) - 1}")
-            if not 0 < width <= layers[layer].shape[1]:
+            if width is not None and not 0 < width <= layers[layer].shape[1]:
                 raise ValueError(f"rung ({layer}, {width}) is wider than the vectors of its layer, {layers[layer].shape[1]}")
+
+
+def grid(
+    loss: Callable[..., Tensor],
+    layers: Sequence[int],
+    widths: Sequence[int] = (),
+    *,
+    alignment: float = 0.0,
+    temperature: float = 0.05,
+    per_step: int | None = None,
+    seed: int = 0,
+) -> Ladder:
+    """The ladder of every layer at every width, as a job file names it: any of them can then be read alone.
+
+    `layers`: of the model, counted from 1, below the last one, which always takes part; so does the full width. See `Ladder` for the others.
+    """
+    below = sorted(set(layers))
+    if not below or below[0] < 1:
+        raise ValueError(f"layers={list(layers)} must name one layer at least, counted from 1")
+    rungs = [(place, width) for place in range(len(below) + 1) for width in (*sorted(widths), None)]
+    ladder = Ladder(loss, tuple(rungs[:-1]), alignment=alignment, temperature=temperature, per_step=per_step, seed=seed)
+    ladder.cuts = Cuts(tuple(below), tuple(sorted(widths)))
+    return ladder
 
 
 def drawn(num: int, per_step: int | None, seed: int, step: int | None) -> list[int]:
@@ -131,7 +166,7 @@ def drawn(num: int, per_step: int | None, seed: int, step: int | None) -> list[i
 Sides = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _cut(sides: Sides, width: int) -> Sides:
+def _cut(sides: Sides, width: int | None) -> Sides:
     queries, positives, negatives = sides
     return normalise(queries[..., :width]), normalise(positives[..., :width]), None if negatives is None else normalise(negatives[..., :width])
 

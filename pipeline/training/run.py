@@ -19,6 +19,7 @@ from pipeline.training.loop import JOURNAL, Outcome, Recipe, Task
 from pipeline.training.page import DataFacts, Facts, flat, write_page
 from pipeline.training.plan import Plan
 from pipeline.training.settings import Workers
+from pipeline.training.trainable import built
 from pipeline.vlm.card import Card, DataSource
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,7 @@ def task_of(recipe: Recipe, at: RunAt, *, data: Sequence[Dataset], held_out: Seq
     if at.tensorboard:
         check_tensorboard()
     # Built here for their errors alone; neither loads weights.
-    recipe.model.build()
-    recipe.loss.build()
+    built(recipe.model, recipe.loss)
     parts = tuple(Part(prepare(dataset, at.prepared), dataset.weight) for dataset in data)
     held = tuple(prepare(dataset, at.prepared) for dataset in held_out)
     plan = plan_of(parts, recipe.mixture)

@@ -3,21 +3,26 @@
 Its constructor is cheap and raises ConfigError for what the job file can fix; `load` brings in the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.config import ConfigError, Ref
 from pipeline.training.batches import Told
 from pipeline.training.tape import Vectors
 from pipeline.vlm.card import Card
 
 
 class Trainable(Protocol):
-    """A model while it is trained."""
+    """A model while it is trained.
+
+    One method is optional, and looked for by name: `learn_at(cuts: pipeline.training.matryoshka.Cuts)`, which a loss over several layers or
+    widths needs. It comes before `load`; `embed` then gives a tuple of vectors where the cuts name layers, and `save` says what was trained.
+    """
 
     def load(self, device: torch.device) -> None:
         """Load weights; what is drawn at random comes from torch's generator. What is trained has requires_grad."""
@@ -34,6 +39,18 @@ class Trainable(Protocol):
 
     def save(self, folder: Path, card: Card) -> str:
         """Save an encoder that job files can name into a folder that is not there yet; its fingerprint."""
+
+
+def built(model: Ref, loss: Ref) -> tuple[Trainable, Callable[..., Tensor]]:
+    """Both, without weights; the model knows at which layers and widths the loss looks. Raises ConfigError if it has no such thing."""
+    trainable: Trainable = model.build()
+    made = loss.build()
+    cuts = getattr(made, "cuts", None)
+    if cuts is not None:
+        if not hasattr(trainable, "learn_at"):
+            raise ConfigError(f"{loss.target} trains several layers or widths, of which {model.target} could save none; give another loss")
+        trainable.learn_at(cuts)
+    return trainable, made
 
 
 def set_mode(modules: Sequence[nn.Module], *, training: bool) -> None:

@@ -7,20 +7,24 @@ from typing import Any, TypeVar
 
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.config import ConfigError, Model
 from pipeline.encoders.precision import Dtype, check_dtype
+from pipeline.encoders.vlm import complete
 from pipeline.training.batches import Told
 from pipeline.training.lora import adapted, lora_of
+from pipeline.training.matryoshka import Cuts
+from pipeline.training.tape import Vectors
 from pipeline.vlm.backbone import Backbone, load_backbone
 from pipeline.vlm.base import base_of
 from pipeline.vlm.card import Card
 from pipeline.vlm.causality import make_bidirectional
 from pipeline.vlm.export import save_encoder
+from pipeline.vlm.heads import HeadShape, head_of
 from pipeline.vlm.preparer import Prepared, Preparer
 from pipeline.vlm.prepending import check_span
-from pipeline.vlm.reading import read
+from pipeline.vlm.reading import Head, read, read_layers
 from pipeline.vlm.settings import Prompt, Reading, Sizes
 from pipeline.vlm.spec import EncoderSpec
 from pipeline.vlm.templates import template_of, with_placeholder
@@ -33,7 +37,8 @@ class TrainVlm:
 
     `model`: a folder, or a name on the Hugging Face hub, optionally at `revision`. `lora`: the keys of `pipeline.training.lora.Lora`; None
     trains the weights themselves. `parts`: regular expressions; weights whose names one of them is found in are trained, the others are frozen.
-    None: all. `prompt`, `reading`, `sizes`: the keys of `pipeline.vlm.settings`. Weights are in `dtype`; with bfloat16 small steps are lost, better
+    None: all. `head`: the keys of `pipeline.vlm.heads.HeadShape`; it takes the place of a pooling and is trained from random weights, with parts=[]
+    alone. `prompt`, `reading`, `sizes`: the keys of `pipeline.vlm.settings`. Weights are in `dtype`; with bfloat16 small steps are lost, better
     use `optimisation.autocast`. `gradient_checkpointing`: less memory, a third more work.
     """
 
@@ -43,6 +48,7 @@ class TrainVlm:
         *,
         lora: Mapping[str, Any] | None = None,
         parts: Sequence[str] | None = None,
+        head: Mapping[str, Any] | None = None,
         prompt: Mapping[str, Any] | None = None,
         reading: Mapping[str, Any] | None = None,
         sizes: Mapping[str, Any] | None = None,
@@ -58,7 +64,13 @@ class TrainVlm:
         self._lora = None if lora is None else lora_of(lora)
         self._parts = None if parts is None else [re.compile(part) for part in parts]
         self._reading = _section(Reading, reading, "reading")
-        spec = EncoderSpec(prompt=_section(Prompt, prompt, "prompt"), sizes=_section(Sizes, sizes, "sizes"), reading=self._reading, dtype=dtype)
+        spec = EncoderSpec(
+            prompt=_section(Prompt, prompt, "prompt"),
+            sizes=_section(Sizes, sizes, "sizes"),
+            reading=self._reading,
+            head=None if head is None else _section(HeadShape, head, "head"),
+            dtype=dtype,
+        )
         if self._reading.prepending is not None:
             check_span(self._reading.prepending, self._reading.layer or 10**6)
         self._spec = spec
@@ -68,6 +80,20 @@ class TrainVlm:
         self._checkpointing = gradient_checkpointing
         self._backbone: Backbone | None = None
         self._whole: nn.Module | None = None
+        self._head: Head | None = None
+
+    def learn_at(self, cuts: Cuts) -> None:
+        """`embed` gives a vector of each of these layers and of the last, and the saved encoder opens at them and at these widths."""
+        full = complete(self._reading, self._base)
+        layers, widths = ((*cuts.layers, int(full.layer or 0)) if cuts.layers else (), (*cuts.widths, int(full.width or 0)) if cuts.widths else ())
+        for name, asked in (("layers", layers), ("widths", widths)):
+            if any(each >= asked[-1] for each in asked[:-1]):
+                raise ConfigError(
+                    f"the loss's {name} are {list(asked[:-1])}, and must be below {asked[-1]}, which the model has and always takes part"
+                )
+        if layers and self._spec.head is not None and self._spec.head.kind == "multi-layer":
+            raise ConfigError(f"a multi-layer head reads all {layers[-1]} layers at once and cannot be trained at layers {list(layers[:-1])} too")
+        self._spec = self._spec.model_copy(update={"layers": layers, "widths": widths})
 
     def load(self, device: torch.device) -> None:
         """Load the weights, add the adapter, and freeze what is not trained. Raises ConfigError if nothing would be trained."""
@@ -80,15 +106,18 @@ class TrainVlm:
         if self._lora is None:
             for name, values in backbone.model.named_parameters():
                 values.requires_grad_(self._parts is None or any(part.search(name) for part in self._parts))
-        if not any(values.requires_grad for values in backbone.model.parameters()):
+        if self._spec.head is not None:
+            layers = self._reading.layer or backbone.num_layers
+            self._head = head_of(self._spec.head, backbone.hidden_size, layers=layers).to(device)
+        elif not any(values.requires_grad for values in backbone.model.parameters()):
             some = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in backbone.model.named_parameters()))
             raise ConfigError(f"parts={[part.pattern for part in self._parts or []]} is found in no weight's name; the model's begin with {some}")
         backbone.model.train()
 
     @property
     def modules(self) -> Sequence[nn.Module]:
-        """The model without its language head."""
-        return [self._loaded().model]
+        """The model without its language head, and the head that makes vectors if there is one."""
+        return [self._loaded().model, *([] if self._head is None else [self._head])]
 
     def prepare(self, told: Told, *, query: bool) -> Prepared:
         """One row. Where neither the row nor its data set has an instruction, the prompt's counts."""
@@ -96,9 +125,11 @@ class TrainVlm:
         own = prompt.query_instruction if query and prompt.query_instruction is not None else prompt.instruction
         return self._preparer.read(told.message, self._template, instruction=told.instruction or own, query=query)
 
-    def embed(self, rows: Sequence[Prepared]) -> Tensor:
-        """Vectors (n, D), norm 1, with gradient."""
-        return read(self._loaded(), list(rows), self._reading)
+    def embed(self, rows: Sequence[Prepared]) -> Vectors:
+        """Vectors (n, D), norm 1, with gradient; a tuple of these where several layers are trained."""
+        if not self._spec.layers:
+            return read(self._loaded(), list(rows), self._reading, self._head)
+        return read_layers(self._loaded(), list(rows), self._reading, self._spec.layers, self._head)
 
     def save(self, folder: Path, card: Card) -> str:
         """An encoder for `pipeline.encoders.saved:open_encoder`, an adapter merged into its weights and kept beside them."""
@@ -106,7 +137,7 @@ class TrainVlm:
         self._whole.eval()
         if self._checkpointing:
             self._loaded().model.gradient_checkpointing_disable()  # type: ignore[operator]
-        return save_encoder(folder, self._whole, preparer=self._preparer, spec=self._spec, card=card).fingerprint
+        return save_encoder(folder, self._whole, preparer=self._preparer, spec=self._spec, card=card, head=self._head).fingerprint
 
     def _loaded(self) -> Backbone:
         assert self._backbone is not None, "load first"

@@ -51,17 +51,26 @@ def read(backbone: Backbone, rows: list[Prepared], reading: Reading, head: Head 
 
     `head` takes the place of `reading.pooling`; one of several layers reads those up to `reading.layer`.
     """
-    layer = reading.layer or backbone.num_layers
-    layers = tuple(range(1, layer + 1)) if isinstance(head, MultiLayerPooling) else (layer,)
+    return read_layers(backbone, rows, reading, (reading.layer or backbone.num_layers,), head)[0]
+
+
+def read_layers(
+    backbone: Backbone, rows: list[Prepared], reading: Reading, layers: tuple[int, ...], head: Head | None = None
+) -> tuple[torch.Tensor, ...]:
+    """`read` at each of `layers` instead of `reading.layer`, in one pass of the model."""
+    computed = tuple(range(1, max(layers) + 1)) if isinstance(head, MultiLayerPooling) else layers
     with _prepended(backbone, rows, reading):
-        states, mask_BT = backbone.states(rows, layers)
+        states, mask_BT = backbone.states(rows, computed)
+    vectors = [_pooled(states, mask_BT, layer, reading, head) for layer in layers]
+    return tuple(torch.nn.functional.normalize(each[:, : reading.width].float(), dim=-1) for each in vectors)
+
+
+def _pooled(states: dict[int, torch.Tensor], mask_BT: torch.Tensor, layer: int, reading: Reading, head: Head | None) -> torch.Tensor:
     if head is None:
-        vectors = pool(states[layer], mask_BT, (_MODES[reading.pooling],))
-    elif isinstance(head, MultiLayerPooling):
-        vectors = head([states[each] for each in layers], mask_BT)
-    else:
-        vectors = head(states[layer], mask_BT)
-    return torch.nn.functional.normalize(vectors[:, : reading.width].float(), dim=-1)
+        return pool(states[layer], mask_BT, (_MODES[reading.pooling],))
+    several = isinstance(head, MultiLayerPooling)
+    pooled: torch.Tensor = head([states[each] for each in range(1, layer + 1)] if several else states[layer], mask_BT)
+    return pooled
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ def preamble(level: Stored) -> bytes:
     return START + adobe + tables
 
 
-def decode(data: bytes, before: bytes, *, width: int, height: int, where: str) -> np.ndarray:
-    """RGBA uint8 (height, width, 4), opaque. `before`: of `preamble`. Raises BadTile.
+def decode(data: bytes, before: bytes, *, into: np.ndarray, where: str) -> None:
+    """Decode into RGBA uint8 (height, width, 4), opaque. `before`: of `preamble`. Raises BadTile.
 
     Accurate DCT and upsampling, as OpenSlide; what libjpeg-turbo only warns of (a stream that ends early, bytes that are no
     code) is an error here, because such a tile is grey or shifted from there on.
@@ -29,9 +29,8 @@ def decode(data: bytes, before: bytes, *, width: int, height: int, where: str) -
     if not data.startswith(START):
         raise BadTile(f"{where}: the stored tile is no JPEG, it begins with {data[:4].hex() or 'nothing'}")
     try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(before + data[2:], colorspace="RGBA", strict=True)
+        pixels = simplejpeg.decode_jpeg(before + data[2:], colorspace="RGBA", strict=True, buffer=into)
     except ValueError as error:
         raise BadTile(f"{where}: {error}") from error
-    if pixels.shape != (height, width, 4):
-        raise BadTile(f"{where}: the stored tile is {pixels.shape[1]}x{pixels.shape[0]} px, not {width}x{height}")
-    return pixels
+    if pixels.shape != into.shape:
+        raise BadTile(f"{where}: the stored tile is {pixels.shape[1]}x{pixels.shape[0]} px, not {into.shape[1]}x{into.shape[0]}")

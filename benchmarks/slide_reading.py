@@ -5,7 +5,7 @@
 
 Each reader opens the slide anew and reads all tissue tiles row by row, on one thread; the readers take turns, and the median of the
 rounds counts. CPU time of the whole process, so a busy machine or a reader's own threads do not flatter anyone. Ours are compared
-with OpenSlide's pixels on every tile, and the run fails if one differs; of the others the largest difference is printed.
+with OpenSlide's pixels on every tile, and the run fails if one differs; of the others the largest difference on every tenth is printed.
 """
 
 import argparse
@@ -69,8 +69,7 @@ def build(folder: Path) -> tuple[Path, Callable[[int, int], list[tuple[int, int]
     except Unavailable as error:
         print(f"drawn pixels in place of real ones: {error}", file=sys.stderr)
         textures = drawn_textures()
-    names = sorted(textures)
-    pieces = tuple(Piece(names[i % len(names)], 700 + 1300 * (i % 3), 750 + 1500 * (i // 3), 600) for i in range(6))
+    pieces = tuple(Piece(name, 1024 + 2048 * i, 1536, 950) for i, name in enumerate(sorted(textures)[:2]))
     canvas = render(Scene(4096, 3072, pieces), textures, mpp=0.5)
     # Four times the same: what opening costs should weigh little, as on a real slide of ten thousand tiles.
     image, labels = np.tile(canvas.image, (2, 2, 1)), np.tile(canvas.labels, (2, 2))
@@ -100,7 +99,7 @@ def grid_of(path: Path, *, side: int, start: int) -> Iterator[tuple[int, int]]:
 def measure(readers: dict[str, Callable[[Path], Read]], path: Path, grid: str, tiles: list[tuple[int, int]], *, side: int, rounds: int) -> list[dict]:
     """One row a reader: tiles per second of CPU, ratio to OpenSlide, largest difference from its pixels."""
     seconds: dict[str, list[float]] = {name: [] for name in readers}
-    differs = {name: difference(readers[name](path), readers["OpenSlide"](path), tiles, side) for name in readers}
+    differs = {name: difference(readers[name](path), readers["OpenSlide"](path), tiles[:: 1 if name == "tessera" else 10], side) for name in readers}
     assert differs["tessera"] == 0, f"the fast reader differs from OpenSlide by {differs['tessera']} on the {grid} grid"
     for _ in range(rounds):
         for name, reader in readers.items():

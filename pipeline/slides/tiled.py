@@ -6,6 +6,7 @@ that is half gone is a BadTile and not a picture.
 
 import threading
 from collections import OrderedDict
+from math import floor
 
 import numpy as np
 
@@ -34,40 +35,45 @@ class TiledJpeg:
     def read(self, place: tuple[int, int], *, level: int, size: tuple[int, int]) -> np.ndarray:
         """As Slide.read. The region begins at the whole px of `level` that is nearest to `place`: nothing is interpolated."""
         stored, downsample = self._levels[level], self.info.levels[level].downsample
-        left, top = (int(np.floor(p / downsample + 0.5)) for p in place)
+        left, top = floor(place[0] / downsample + 0.5), floor(place[1] / downsample + 0.5)
         width, height = size
         region = np.zeros((height, width, 4), np.uint8)
-        x0, x1 = max(left, 0), min(left + width, stored.width)
-        y0, y1 = max(top, 0), min(top + height, stored.height)
-        if x0 >= x1 or y0 >= y1:
+        if left >= stored.width or top >= stored.height:
             return region
-        inside = region[y0 - top : y1 - top, x0 - left : x1 - left]
-        for row in range(y0 // stored.tile_height, (y1 - 1) // stored.tile_height + 1):
-            for column in range(x0 // stored.tile_width, (x1 - 1) // stored.tile_width + 1):
-                self._paste(level, (column, row), inside, (column * stored.tile_width - x0, row * stored.tile_height - y0))
+        first_column, last_column = max(left, 0) // stored.tile_width, (min(left + width, stored.width) - 1) // stored.tile_width
+        first_row, last_row = max(top, 0) // stored.tile_height, (min(top + height, stored.height) - 1) // stored.tile_height
+        for row in range(first_row, last_row + 1):
+            for column in range(first_column, last_column + 1):
+                self._paste(level, column, row, region=region, left=left, top=top)
         return region
 
-    def _paste(self, level: int, place: tuple[int, int], region: np.ndarray, at: tuple[int, int]) -> None:
-        """Copy the stored tile in column and row `place`, whose corner is at `at` of `region`; nothing if it was never scanned."""
+    def _paste(self, level: int, column: int, row: int, *, region: np.ndarray, left: int, top: int) -> None:
+        """Copy what a stored tile has of `region`, whose corner is at `left`, `top`; nothing if the tile was never scanned."""
         stored = self._levels[level]
-        index = place[1] * stored.across + place[0]
+        index = row * stored.across + column
         length = int(stored.lengths[index])
-        shape = (stored.tile_height, stored.tile_width, 4)
-        if length == 0 or self._kept.paste((level, index), shape, region, at):
+        if length == 0:
             return
-        where = f"tile {place[0]}, {place[1]} of level {level}"
+        x, y = column * stored.tile_width, row * stored.tile_height
+        right, bottom = min(x + stored.tile_width, stored.width), min(y + stored.tile_height, stored.height)
+        x0, x1, y0, y1 = max(x, left), min(right, left + region.shape[1]), max(y, top), min(bottom, top + region.shape[0])
+        target = region[y0 - top : y1 - top, x0 - left : x1 - left]
+        part = (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
+        if self._kept.copy((level, index), part, target):
+            return
+        where = f"tile {column}, {row} of level {level}"
         data = self._ranges.read(int(stored.offsets[index]), length)
         if len(data) < length:
             raise BadTile(f"{where}: the file ends before it; {len(data)} of {length} bytes are there")
         memory = self._kept.room()
+        tile = memory[: stored.tile_height * stored.tile_width * 4].reshape(stored.tile_height, stored.tile_width, 4)
         try:
-            tile = _view(memory, shape)
             decode(data, self._before[level], into=tile, where=where)
-            _copy(tile, region, at)
+            target[:] = tile[part]
         except BaseException:
             self._kept.give_back(memory)
             raise
-        self._kept.keep((level, index), memory)
+        self._kept.keep((level, index), memory, tile)
 
     def close(self) -> None:
         """Give the file and the kept tiles back."""
@@ -81,19 +87,19 @@ class _Kept:
 
     def __init__(self, num_tiles: int, tile_bytes: int) -> None:
         self._tile_bytes = tile_bytes
-        self._tiles: OrderedDict[Key, np.ndarray] = OrderedDict()
+        self._tiles: OrderedDict[Key, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         # One block, touched as it fills: numpy asks the system for huge pages.
         self._free: list[np.ndarray] = list(np.empty((num_tiles, tile_bytes), np.uint8)[::-1])
         self._lock = threading.Lock()
 
-    def paste(self, key: Key, shape: tuple[int, ...], region: np.ndarray, at: tuple[int, int]) -> bool:
-        """Whether the tile was here, and is copied."""
+    def copy(self, key: Key, part: tuple[slice, slice], target: np.ndarray) -> bool:
+        """Whether the tile was here, and `part` of it is copied."""
         with self._lock:
-            memory = self._tiles.get(key)
-            if memory is None:
+            found = self._tiles.get(key)
+            if found is None:
                 return False
             self._tiles.move_to_end(key)
-            _copy(_view(memory, shape), region, at)
+            target[:] = found[1][part]
             return True
 
     def room(self) -> np.ndarray:
@@ -102,31 +108,19 @@ class _Kept:
             if self._free:
                 return self._free.pop()
             if self._tiles:
-                _, memory = self._tiles.popitem(last=False)
+                _, (memory, _) = self._tiles.popitem(last=False)
                 return memory
         return np.empty(self._tile_bytes, np.uint8)  # more threads than tiles are kept
 
-    def keep(self, key: Key, memory: np.ndarray) -> None:
-        """The tile in `memory` is whole."""
+    def keep(self, key: Key, memory: np.ndarray, tile: np.ndarray) -> None:
+        """The `tile` in `memory` is whole."""
         with self._lock:
             if key in self._tiles:  # another thread was faster
                 self._free.append(memory)
             else:
-                self._tiles[key] = memory
+                self._tiles[key] = memory, tile
 
     def give_back(self, memory: np.ndarray) -> None:
         """No tile came of it."""
         with self._lock:
             self._free.append(memory)
-
-
-def _view(memory: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return memory[: shape[0] * shape[1] * shape[2]].reshape(shape)
-
-
-def _copy(tile: np.ndarray, region: np.ndarray, at: tuple[int, int]) -> None:
-    """The part of `tile` that lies in `region`, whose own corner is at 0, 0."""
-    x, y = at
-    height, width = region.shape[:2]
-    part = tile[max(0, -y) : height - y, max(0, -x) : width - x]
-    region[max(0, y) : max(0, y) + part.shape[0], max(0, x) : max(0, x) + part.shape[1]] = part

@@ -9,9 +9,9 @@ import time
 from typing import Any
 
 from pipeline import command
-from pipeline.compute import Compute, sizes
+from pipeline.compute import Compute
 from pipeline.config import JobFailed, Model, Ref
-from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, nothing_to_do, prepare, summary, unchanged_report
+from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, nothing_to_do, prepare, summary, unchanged_report
 from pipeline.media import Limits
 from pipeline.report import EmbedReport, problem_of
 from pipeline.table.ledger import record_run
@@ -69,20 +69,11 @@ def _fill(job: EmbedJob, prepared: Prepared) -> tuple[EmbedReport, str | None]:
     try:
         filling.adopt(job.compute.chunk_rows)
         if prepared.plan.chunks:
-            _embed(job, filling)
+            embed_chunks(filling, job.compute)
         filling.finish()
     except JobFailed as error:
         problem = str(error)
     return filling.close(), problem
-
-
-def _embed(job: EmbedJob, filling: Filling) -> None:
-    from pipeline.embed import cluster_nodes, embed, running_ray  # ray: only a run that has work pays for it
-
-    with running_ray(job.compute):
-        fit = sizes(job.compute, cluster_nodes())
-        task = filling.task(batch_size=fit.batch_size, threads=fit.threads)
-        filling.take(embed(filling.prepared.plan.chunks, task, fit), workers=fit.actors * fit.threads)
 
 
 def _record(job: EmbedJob, prepared: Prepared, status: str, report: dict[str, Any] | None) -> None:

@@ -4,6 +4,7 @@ Whatever interrupts it, the table holds whole commits only, and the next run goe
 """
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -11,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lance
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pydantic
 
 from pipeline.adopt import adopt
+from pipeline.compute import Compute, sizes
 from pipeline.config import ConfigError, JobFailed, Model, Ref, nearest
 from pipeline.encoders import Encoder
 from pipeline.known import Contents, hash64
@@ -77,13 +79,24 @@ class Prepared:
     schema: pa.Schema
 
 
-def prepare(source: Ref, encoder_ref: Ref, table: VectorTable, *, sync: Sync, chunk_rows: int | None) -> Prepared:
-    """Build reader and encoder, look at the table, list the source and subtract. Raises ConfigError for whatever the job file can fix."""
+def encoder_for(encoder_ref: Ref, table: VectorTable) -> Encoder:
+    """Build the encoder. Raises ConfigError if the table holds another one's vectors."""
     encoder: Encoder = encoder_ref.build()
     dataset = table.open()
     if dataset is not None:
         refuse_foreign(dataset, encoder, table)
-    reader: Reader = source.build()
+    return encoder
+
+
+def prepare(source: Ref, encoder_ref: Ref, table: VectorTable, *, sync: Sync, chunk_rows: int | None) -> Prepared:
+    """Build reader and encoder, look at the table, list the source and subtract. Raises ConfigError for whatever the job file can fix."""
+    encoder = encoder_for(encoder_ref, table)
+    return prepare_of(source.build(), encoder, table, sync=sync, chunk_rows=chunk_rows)
+
+
+def prepare_of(reader: Reader, encoder: Encoder, table: VectorTable, *, sync: Sync, chunk_rows: int | None) -> Prepared:
+    """As `prepare`, with a reader and an encoder that are built."""
+    dataset = table.open()
     contents = read_contents(table, dataset, source=reader.source)
     notes: dict[str, Note] = read_notes(table, source=reader.source) if dataset is not None else {}
     planned = plan(reader, contents, fingerprint=encoder.fingerprint, notes=notes, chunk_rows=chunk_rows, retry_rejects=sync.retry_rejects)
@@ -122,6 +135,16 @@ def _refuse_other_columns(dataset: lance.LanceDataset, schema: pa.Schema, table:
             raise ConfigError(f"column {entry.name!r} of table {table.name!r} is {have}, this job would write {entry.type}; correct {setting}")
 
 
+class Gate(Protocol):
+    """Decides when receipts of containers are committed, and how."""
+
+    def admit(self, receipt: Receipt) -> list[Receipt]:
+        """The receipts that may be committed now that this one has come."""
+
+    def commit(self, committer: Committer, receipts: list[Receipt]) -> None:
+        """Commit what was admitted."""
+
+
 @dataclass
 class Filling:
     """A planned run being carried out."""
@@ -131,6 +154,10 @@ class Filling:
     limits: Limits
     sync: Sync
     report: EmbedReport
+    gate: Gate | None = None
+    """None: every receipt is committed as it comes."""
+    excused: frozenset[str] = frozenset()
+    """Reasons of rejects that do not end a run early: they are the data's fault, and everything is to be tried."""
 
     def open(self) -> None:
         """Make the table if need be, prove the engine, write down the model."""
@@ -142,6 +169,8 @@ class Filling:
         self.staging = Staging(p.table)
         self.committer = Committer(p.table, self.staging, p.contents)
         self._waiting: list[Receipt] = []
+        self.changed_units: dict[str, str] = {}
+        """Containers that were replaced or taken away meanwhile, and what was found."""
         self._committed_at = time.monotonic()
 
     def task(self, *, batch_size: int, threads: int) -> Task:
@@ -165,7 +194,7 @@ class Filling:
         """Commit what an earlier run staged."""
         adopted = adopt(self.prepared.plan, self.staging, fingerprint=self.prepared.encoder.fingerprint, chunk_rows=chunk_rows)
         if adopted:
-            self.committer.commit(adopted)
+            self.settle(adopted)
             self.report.adopted = sum(receipt.rows for receipt in adopted)
             log.info("adopted %d items that an earlier run had staged", self.report.adopted)
 
@@ -192,11 +221,23 @@ class Filling:
     def _add(self, receipt: Receipt) -> None:
         for stage, seconds in receipt.seconds.items():
             self.report.stage_seconds[stage] = round(self.report.stage_seconds.get(stage, 0.0) + seconds, 3)
-        if receipt.error is not None:
-            self.report.failed += receipt.listed
-            self.report.errors.append(receipt.error)
+        if receipt.error is None:
+            self._admit(receipt)
+            return
+        self.report.failed += receipt.listed
+        if receipt.changed_unit:
+            self.changed_units[str(receipt.unit)] = receipt.error
         else:
-            self._waiting.append(receipt)
+            self.report.errors.append(receipt.error)
+
+    def settle(self, receipts: list[Receipt]) -> None:
+        """Take receipts that cost no work."""
+        for receipt in receipts:
+            self._admit(receipt)
+        self._commit()
+
+    def _admit(self, receipt: Receipt) -> None:
+        self._waiting += [receipt] if self.gate is None else self.gate.admit(receipt)
 
     @contextlib.contextmanager
     def _committing(self) -> Iterator[None]:
@@ -209,7 +250,8 @@ class Filling:
     def _commit(self) -> None:
         if self._waiting:
             try:
-                self.committer.commit(self._waiting)
+                commit = self.committer.commit if self.gate is None else functools.partial(self.gate.commit, self.committer)
+                commit(self._waiting)
             except OSError as error:
                 raise JobFailed(f"a commit could not be written: {error}; earlier ones stay, and the next run adopts what is staged") from error
             self._waiting = []
@@ -219,6 +261,8 @@ class Filling:
         if len(self.report.errors) >= MAX_FAILED_CHUNKS:
             raise JobFailed(f"{MAX_FAILED_CHUNKS} chunks failed, the first with: {self.report.errors[0]}")
         rejected = self.prepared.plan.rejected + self.committer.counts.rejected + sum(r.rejects.num_rows for r in self._waiting)
+        if self.excused:
+            rejected = sum(count for reason, count in self.committer.reasons.items() if reason not in self.excused)
         if rejected > self.limits.max_rejects * self.prepared.plan.listed:
             raise JobFailed(too_many_rejects(rejected, self.prepared.plan.listed, self.limits))
 
@@ -232,7 +276,10 @@ class Filling:
 
     def finish(self) -> None:
         """Vanished items, notes on complete containers, and the proof that the rows are there."""
-        vanished = None if self.report.failed else self._vanished()
+        self.end(vanished=None if self.report.failed else self._vanished())
+
+    def end(self, *, vanished: list[str] | None) -> None:
+        """As `finish`, with the ids of vanished items given: None if they cannot be known."""
         self.report.vanished = None if vanished is None else len(vanished)
         if vanished and self.sync.vanished == "delete":
             self.report.deleted = delete_vanished(self.committer, vanished, self.prepared, self.sync)
@@ -256,13 +303,13 @@ class Filling:
 
     def _note_units(self) -> None:
         p = self.prepared
-        if not p.plan.units or self.report.failed:
+        if not p.plan.units:
             return
         states = unit_states(p.table.require(), source=p.reader.source)
         notes = []
         for unit, (listed, rejected) in self.committer.units.items():
             rows, digest = states.get(unit, (0, ""))
-            if rows == listed - rejected:
+            if listed == p.plan.unit_items[unit] and rows == listed - rejected:
                 row = {"source": p.reader.source, "unit": unit, "version": p.plan.units[unit], "rows": rows, "rejected": rejected, "digest": digest}
                 notes.append({**row, "run": p.run})
         record_notes(p.table, notes)
@@ -288,6 +335,16 @@ class Filling:
         report.listed = max(planned.listed, done + report.failed)
         report.failed = report.listed - done  # a run that stopped early has not done the rest either
         return describe(report, self.prepared)
+
+
+def embed_chunks(filling: Filling, compute: Compute) -> None:
+    """Give the plan's chunks to the workers, and take what they bring."""
+    from pipeline.embed import cluster_nodes, embed, running_ray  # ray: only a run that has work pays for it
+
+    with running_ray(compute):
+        fit = sizes(compute, cluster_nodes())
+        task = filling.task(batch_size=fit.batch_size, threads=fit.threads)
+        filling.take(embed(filling.prepared.plan.chunks, task, fit), workers=fit.actors * fit.threads)
 
 
 def describe(report: EmbedReport, prepared: Prepared) -> EmbedReport:

@@ -6,6 +6,7 @@ that a billion unchanged rows are not read again. New, changed and vanished item
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +59,8 @@ class Plan:
     """Containers that need no reading."""
     units: dict[str, str] = field(default_factory=dict)
     """Containers to be read, and their versions."""
+    unit_items: Counter[str] = field(default_factory=Counter)
+    """Items of each container to be read."""
     listing: pa.Table | None = None
 
 
@@ -67,6 +70,8 @@ def plan(reader: Reader, contents: Contents, *, fingerprint: str, notes: dict[st
     `chunk_rows`: items a chunk, or None to fit the amount of work. Raises ConfigError if the listing breaks the reader's contract.
     """
     listing = reader.list()
+    if listing.num_rows == 0 and getattr(reader, "may_be_empty", False):
+        return Plan(listing=listing)
     check_listing(listing)
     contents.retries = retry_rejects
     if listing["id"].null_count == 0:
@@ -141,6 +146,9 @@ def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fing
     unchanged = sum(note.rows for note in complete.values())
     rejected = sum(note.rejected for note in complete.values())
     items = sum(chunk.items for chunk in chunks)
+    unit_items: Counter[str] = Counter()
+    for chunk in chunks:
+        unit_items[chunk.work["unit"][0].as_py()] += chunk.items
     return Plan(
         chunks=chunks,
         listed=unchanged + rejected + items,
@@ -149,6 +157,7 @@ def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fing
         new=items,
         complete_units=frozenset(complete),
         units=dict(zip(pending["unit"].to_pylist(), pending["version"].to_pylist(), strict=True)),
+        unit_items=unit_items,
         listing=listing,
     )
 

@@ -1,8 +1,9 @@
 """Items to vectors: fetch, decode, prepare, encode. Every item ends as a vector or as a BadItem that says why not."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,10 @@ NORM_TOLERANCE = 1e-2
 """How far from 1 the norm of a vector may be."""
 
 
+Pixels = Callable[[dict[str, Any]], tuple[np.ndarray, dict[str, Any]]]
+"""What a reader may offer: the image of one of its rows, and metadata that is measured on it."""
+
+
 class ContractBroken(RuntimeError):
     """The encoder or the reader does not do what its protocol says."""
 
@@ -38,6 +43,8 @@ class Outcome:
     stages: list[str]
     """The stage that each item reached: decode or encode."""
     thumbnails: list[bytes | None]
+    measured: list[dict[str, Any]]
+    """Metadata that came with the pixels, by column; empty where none did."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Thread seconds by stage."""
 
@@ -54,6 +61,8 @@ class Vectoriser:
     limits: Limits
     thumbnail_px: int | None
     storage_options: dict[str, str]
+    pixels: Pixels | None = None
+    """Where the images come from, if not from encoded files."""
 
     def __post_init__(self) -> None:
         self.inputs: frozenset[str] = getattr(self.encoder, "inputs", frozenset({"image", "text"}))
@@ -61,7 +70,7 @@ class Vectoriser:
     def __call__(self, items: pa.Table, journal: Journal) -> Outcome:
         """Vectors of `items` (ITEM rows), in their order. `journal` ends the process if an item hangs."""
         n = items.num_rows
-        outcome = Outcome(np.zeros((n, self.encoder.dim), np.float32), [None] * n, ["decode"] * n, [None] * n)
+        outcome = Outcome(np.zeros((n, self.encoder.dim), np.float32), [None] * n, ["decode"] * n, [None] * n, [{} for _ in range(n)])
         ready: dict[int, np.ndarray | None] = {}
         size = 0
         for index, image in self._decode(items, journal, outcome):
@@ -86,6 +95,9 @@ class Vectoriser:
 
     def _decode(self, items: pa.Table, journal: Journal, outcome: Outcome) -> Iterator[tuple[int, np.ndarray | None]]:
         """Index and prepared image (None: a text) of each good item; notes the others' problems, and the thumbnails."""
+        if self.pixels is not None:
+            yield from self._read_pixels(items, self.pixels, journal, outcome)
+            return
         pictured = items["image"].null_count + items["image_uri"].null_count < 2 * items.num_rows
         size = FETCHED_AT_ONCE if pictured and "image" in self.inputs else items.num_rows
         for start in range(0, items.num_rows, max(1, size)):
@@ -106,6 +118,26 @@ class Vectoriser:
                 outcome.thumbnails[start + index] = thumbnail
                 yield start + index, image
 
+    def _read_pixels(self, items: pa.Table, pixels: Pixels, journal: Journal, outcome: Outcome) -> Iterator[tuple[int, np.ndarray]]:
+        """As `_decode`, of images that the reader itself reads."""
+        for index, row in enumerate(items.to_pylist()):
+            started = time.perf_counter()
+            try:
+                with journal.watch([row["id"]], self.limits.item_timeout_s):
+                    image, outcome.measured[index] = pixels(row)
+                    prepared, outcome.thumbnails[index] = self._prepared(image)
+            except BadItem as bad:
+                outcome.problems[index] = bad
+                continue
+            finally:
+                outcome.spent("decode", started)
+            yield index, prepared
+
+    def _prepared(self, image: np.ndarray) -> tuple[np.ndarray, bytes | None]:
+        thumbnail = media.thumbnail(image, self.thumbnail_px) if self.thumbnail_px else None
+        prepare = getattr(self.encoder, "prepare", None)
+        return prepare(image) if prepare else image, thumbnail
+
     def _decode_one(self, item: str, text: str | None, data: bytes | BadItem | None, journal: Journal) -> tuple[np.ndarray | None, bytes | None]:
         """The prepared image and the thumbnail. Raises BadItem."""
         if isinstance(data, BadItem):
@@ -114,10 +146,7 @@ class Vectoriser:
             self._check_text(text)
             return None, None
         with journal.watch([item], self.limits.item_timeout_s):
-            image = media.decode(data, self.limits)
-            thumbnail = media.thumbnail(image, self.thumbnail_px) if self.thumbnail_px else None
-            prepare = getattr(self.encoder, "prepare", None)
-            return prepare(image) if prepare else image, thumbnail
+            return self._prepared(media.decode(data, self.limits))
 
     def _fetch(self, items: pa.Table, journal: Journal) -> list[bytes | BadItem | None]:
         """Each item's encoded image: its own bytes, or fetched from where it lies; None where the encoder gets no image."""

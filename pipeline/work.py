@@ -23,7 +23,7 @@ from pipeline.encoders import Encoder
 from pipeline.journal import Journal, Watchdog
 from pipeline.known import CHANGED, UNCHANGED, Contents, Known, hash64
 from pipeline.media import Limits
-from pipeline.readers import Reader
+from pipeline.readers import Reader, UnitChanged
 from pipeline.room import Room
 from pipeline.table.at import TableAt
 from pipeline.table.stage import Receipt, Staged, Staging, stage_rows
@@ -111,7 +111,8 @@ class ChunkWorker:
         if hasattr(self.encoder, "load"):
             self.encoder.load()
         storage_options = getattr(task.reader, "storage_options", None) or {}
-        self._vectorise = Vectoriser(self.encoder, task.limits, task.thumbnail_px, storage_options)
+        pixels = getattr(task.reader, "pixels", None)
+        self._vectorise = Vectoriser(self.encoder, task.limits, task.thumbnail_px, storage_options, pixels)
         self._dataset = lance.dataset(task.at.path(), version=task.version, storage_options=task.at.options)
         self._staging = Staging(task.at)
         self._pool = ThreadPoolExecutor(task.threads, thread_name_prefix="embed")
@@ -128,16 +129,18 @@ class ChunkWorker:
             return self._attempt(chunk, work, journal)
 
     def _attempt(self, chunk: str, work: pa.Table, journal: Journal) -> Receipt:
+        unit = work["unit"][0].as_py() if "start" in work.column_names else None
         if journal.hopeless:
             error = f"its worker died {journal.tries - 1} times, and no single item is to blame; the machine may be short of memory"
-            return Receipt(chunk=chunk, listed=_items_of(work), error=error)
+            return Receipt(chunk=chunk, listed=_items_of(work), unit=unit, error=error)
         try:
-            unit = work["unit"][0].as_py() if "start" in work.column_names else None
             receipt = self._embed(_Chunk(chunk, unit, work, journal))
             self._staging.put_receipt(receipt)
+        except UnitChanged as changed:
+            receipt = Receipt(chunk=chunk, listed=_items_of(work), unit=unit, error=str(changed), changed_unit=True)
         except Exception as error:  # the chunk is reported as failed, with its traceback here; the others go on
             log.exception("chunk %s failed", chunk)
-            receipt = Receipt(chunk=chunk, listed=_items_of(work), error=f"{type(error).__name__}: {error}")
+            receipt = Receipt(chunk=chunk, listed=_items_of(work), unit=unit, error=f"{type(error).__name__}: {error}")
         journal.end()
         return receipt
 
@@ -149,6 +152,8 @@ class ChunkWorker:
         done: list[_Done] = list(run(lambda part: self._embed_part(part, chunk), parts))
         if tally.listed != _items_of(chunk.work):
             raise ContractBroken(f"the reader gave {tally.listed} items where it listed {_items_of(chunk.work)}")
+        if hasattr(self.task.reader, "confirm"):
+            self.task.reader.confirm(chunk.work)
         rows = pa.concat_tables([self._dataset.schema.empty_table(), *(d.rows for d in done)]).combine_chunks()
         changed = np.concatenate([np.empty(0, bool), *(d.changed for d in done)])
         seconds = {"read": tally.seconds}
@@ -220,7 +225,7 @@ class ChunkWorker:
 
     def _part_size(self, items: pa.Table) -> int:
         has_image = "image" in self._vectorise.inputs and items["image"].null_count + items["image_uri"].null_count < 2 * items.num_rows
-        if has_image:
+        if has_image or self._vectorise.pixels is not None:
             return self.task.batch_size
         share: int = math.ceil(items.num_rows / self.task.threads)
         return max(self.task.batch_size, min(TEXT_WINDOW, share))
@@ -236,7 +241,7 @@ class ChunkWorker:
             if problem is not None
         ]
         mask = pa.array(kept)
-        kept_items = items.filter(mask)
+        kept_items = _with_measured(items, outcome.measured, self._dataset.schema).filter(mask)
         rows = self._rows(kept_items, outcome.vectors[kept], pa.array(outcome.thumbnails, pa.binary()).filter(mask), chunk)
         return _Done(rows, part.changed[kept], rejects, outcome.seconds)
 
@@ -284,6 +289,14 @@ def _why(row: dict[str, Any], *, dead: bool) -> tuple[str, str, str]:
     if dead:
         return "decode", "worker_died", "the worker process died, or hung, when it held this item alone"
     return "read", "duplicate_id", "another item of this table has the same id and came first"
+
+
+def _with_measured(items: pa.Table, measured: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """The items with the metadata that came with their pixels in its columns."""
+    for name in dict.fromkeys(name for values in measured for name in values):
+        column = pa.array([values.get(name) for values in measured], schema.field(name).type)
+        items = items.set_column(items.column_names.index(name), name, column)
+    return items
 
 
 def _is_set(items: pa.Table, name: str) -> np.ndarray:

@@ -116,6 +116,7 @@ QUALITY = pa.schema(
 TILE = pa.schema(
     [
         field("slide_id", pa.string(), "the slide: its path within the source", nullable=False),
+        field("content_fp", pa.string(), "the slide's content: the same wherever the file lies", nullable=False),
         field("grid", pa.string(), "which grid the tile is of, such as 0.5um/256px", nullable=False),
         field("x", pa.int64(), "left edge, px of level 0 of the full image", nullable=False),
         field("y", pa.int64(), "top edge, px of level 0 of the full image", nullable=False),

@@ -3,12 +3,24 @@
 A reader is built on the driver, lists there, and reads on workers (it is pickled on the way, so it holds settings and
 no open files). Two kinds, told apart by what `list` returns: files that are one item each (`id` is given), and
 containers of many items (`id` is null), which also need `split`.
+
+Optional, and looked for by name, for containers whose images are not encoded files of their own (a slide's tiles):
+
+* `pixels(row) -> (image, columns)`: the image of one row that `read` gave (as a dict): uint8 (H, W, 3), and values for some of the
+  metadata columns that are known only now. Called from many threads, under the watchdog, so `read` must not read pixels.
+  Raises BadItem for the row, UnitChanged for the container.
+* `may_be_empty`: whether it is no mistake if there is nothing to list.
+* `confirm(work)`: called when all of a chunk has been embedded. Raises UnitChanged if its container was replaced meanwhile.
 """
 
 from collections.abc import Iterator
 from typing import Protocol
 
 import pyarrow as pa
+
+
+class UnitChanged(Exception):
+    """A container is not any more what was listed, or cannot be read any more: no part of it may be committed. The others go on."""
 
 
 class Reader(Protocol):

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.known import Contents, Known, hash64
 from pipeline.table import swap
 from pipeline.table.at import TableAt
-from pipeline.table.contents import rows_with
+from pipeline.table.contents import quoted, rows_with
 from pipeline.table.rejects import forget_rejects, record_rejects
 from pipeline.table.stage import Receipt, Staged, Staging, metadata_of, read_staged, stage_rows
 from schemas.rejects import REJECT
@@ -41,6 +42,16 @@ class _Fitted:
     overtaken: np.ndarray
     """Id hashes of the rows that another job committed first."""
     duplicates: pa.Table
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What an exchange did, beside the rows that came in."""
+
+    removed: int
+    """Rows that the containers have no more, or have in another version."""
+    revised: int
+    """Rows that kept their vector and got other metadata."""
 
 
 @dataclass
@@ -96,6 +107,43 @@ class Committer:
             return removed
 
         return swap.until_accepted(attempt, self.at.path())
+
+    def exchange(self, receipts: list[Receipt], *, units: list[str], wanted: pa.Table) -> Exchanged:
+        """Make some containers what they should be, in one commit, so that a reader sees all of the change or none of it.
+
+        `wanted`: `id`, `_version` and those metadata columns that do not come from a vectoriser, of every row that the containers should have.
+        Of the table's rows of `units` those that are not wanted go, those whose metadata is another get it; the receipts' rows come in.
+        """
+        record_rejects(self.at, [receipt.rejects for receipt in receipts])
+        for receipt in receipts:
+            self._account_read(receipt)
+        new, changed, done = swap.until_accepted(lambda: self._exchange(receipts, units, wanted), self.at.path())
+        self._account(receipts, new, replaced=False)
+        self._account(receipts, changed, replaced=True)
+        for receipt in receipts:
+            self.staging.delete_receipt(receipt.chunk)
+        return done
+
+    def _exchange(self, receipts: list[Receipt], units: list[str], wanted: pa.Table) -> tuple[list[_Fitted], list[_Fitted], Exchanged]:
+        dataset = self.at.require()
+        new = self._fit([receipt.new for receipt in receipts], dataset)
+        changed = self._fit([receipt.changed for receipt in receipts], dataset)
+        fragments = [metadata_of(fragment) for f in [*new, *changed] for fragment in f.staged.fragments]
+        of_units = f"_unit IN ({', '.join(map(quoted, units))})"
+        stored = dataset.to_table(columns=wanted.column_names, filter=of_units, with_row_address=True)
+        place = _places(stored, wanted)
+        other = _differs(stored, wanted, place)
+        ids = stored["id"].filter(pa.array((place < 0) | other)).to_pylist()
+        if other.any():
+            rows = _revised(dataset.to_table(filter=of_units), stored.filter(pa.array(other)), wanted.take(pa.array(place[other])))
+            fragments += _fragments_of(rows, self.at, dataset)
+        if stored.num_rows and (ids or fragments):
+            touching = set((stored["_rowaddr"].to_numpy() >> np.uint64(32)).astype(int).tolist())
+            self._committed(swap.exchange(dataset, fragments, without=ids, touching=touching, options=self.at.options))
+        elif fragments:
+            self._committed(swap.insert(dataset, fragments, self.at.options))
+        staged = sum(len(f.staged.ids) for f in changed)
+        return new, changed, Exchanged(removed=int((place < 0).sum()) - staged, revised=int(other.sum()))
 
     def _insert(self, parts: list[Staged]) -> list[_Fitted]:
         dataset = self.at.require()
@@ -212,6 +260,37 @@ class Committer:
         if cured.any():
             rows = read_staged(staged.fragments, self.at.path(), self.at.options)
             forget_rejects(self.at, rows["id"].filter(pa.array(cured)).to_pylist())
+
+
+def _places(stored: pa.Table, wanted: pa.Table) -> np.ndarray:
+    """Where each stored row (N,) stands among the wanted ones, in the same version; -1 where it does not."""
+    keys = zip(wanted["id"].to_pylist(), wanted["_version"].to_pylist(), strict=True)
+    place = {key: index for index, key in enumerate(keys)}
+    found = zip(stored["id"].to_pylist(), stored["_version"].to_pylist(), strict=True)
+    return np.array([place.get(key, -1) for key in found], np.int64)
+
+
+def _differs(stored: pa.Table, wanted: pa.Table, place: np.ndarray) -> np.ndarray:
+    """Which stored rows (N,) bool are wanted with other metadata."""
+    kept = place >= 0
+    have, should = stored.filter(pa.array(kept)), wanted.take(pa.array(place[kept]))
+    other = np.zeros(have.num_rows, bool)
+    for name in wanted.column_names:
+        unequal = pc.not_equal(have[name], should[name])
+        one_null = pc.not_equal(have[name].is_null(), should[name].is_null())
+        other |= pc.coalesce(unequal, one_null).to_numpy()
+    result = np.zeros(len(place), bool)
+    result[kept] = other
+    return result
+
+
+def _revised(rows: pa.Table, doomed: pa.Table, wanted: pa.Table) -> pa.Table:
+    """Those of `rows` that are `doomed`, with what is `wanted` of them, whose rows are those of `doomed`."""
+    index = {item: number for number, item in enumerate(rows["id"].to_pylist())}
+    rows = rows.take(pa.array([index[item] for item in doomed["id"].to_pylist()], pa.int64()))
+    for name in wanted.column_names:
+        rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), wanted[name].cast(rows.schema.field(name).type))
+    return rows.combine_chunks()
 
 
 def _fragments_of(rows: pa.Table, at: TableAt, dataset: lance.LanceDataset) -> list[lance.FragmentMetadata]:

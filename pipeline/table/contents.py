@@ -46,6 +46,15 @@ def unit_states(dataset: lance.LanceDataset, *, source: str) -> dict[str, tuple[
     return {unit: (counter.total(), _digest(list(counter.items()))) for unit, counter in chunks.items()}
 
 
+def units_by(dataset: lance.LanceDataset, column: str, *, source: str) -> dict[str, set[str]]:
+    """The containers of `source` that have rows with each value of a column."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for batch in dataset.scanner(columns=["_unit", column], filter=f"source = {quoted(source)} AND _unit IS NOT NULL").to_batches():
+        for row in pa.table(batch).group_by(["_unit", column]).aggregate([]).to_pylist():
+            found[row[column]].add(row["_unit"])
+    return found
+
+
 def _digest(chunks: list[tuple[str, int]]) -> str:
     return hashlib.blake2b(repr(sorted(chunks)).encode(), digest_size=16).hexdigest()
 

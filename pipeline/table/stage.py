@@ -57,6 +57,8 @@ class Receipt:
     """The container, if the chunk is a slice of one."""
     error: str | None = None
     """Why the whole chunk failed; then there are no rows and no rejects."""
+    changed_unit: bool = False
+    """Whether it failed because its container was replaced or taken away: no fault of this run's."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Thread seconds by stage."""
     staged_at: float = 0.0

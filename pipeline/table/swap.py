@@ -1,9 +1,11 @@
-"""The three commits that are safe whoever else writes, in the operations of pylance 14. All raise CommitConflictError.
+"""The four commits that are safe whoever else writes, in the operations of pylance 14. All raise CommitConflictError.
 
 * `insert` is a compare-and-swap: `LanceOperation.Merge` at a read version is the one operation that is refused if anything was
   committed in between (Append is rebased onto any version, so two writers duplicate rows).
 * `replace` puts new fragments in the place of old rows, in one commit. Lance refuses it if a fragment that held an old row was touched, and
   each of its rows has such a fragment: so it must bring in no id that it does not remove.
+* `exchange` adds and removes rows of a set of containers, in one commit. Lance refuses it if a fragment that held any row of them was touched,
+  because all of those are named in it, also those that lose nothing: so whoever else changes the same containers makes it stale.
 * `delete` removes rows; refused if their fragments were touched.
 
 A Merge must keep every fragment, so it cannot do what `replace` does: a fragment whose rows are all replaced goes.
@@ -52,6 +54,20 @@ def replace(dataset: lance.LanceDataset, fragments: list[FragmentMetadata], ids:
     shrunk, emptied, removed = _without(dataset, ids)
     operation = lance.LanceOperation.Update(removed_fragment_ids=emptied, updated_fragments=shrunk, new_fragments=fragments, fields_modified=[])
     return _commit(dataset, operation, options), removed
+
+
+def exchange(
+    dataset: lance.LanceDataset, fragments: list[FragmentMetadata], *, without: list[str], touching: set[int], options: Options
+) -> lance.LanceDataset:
+    """Add fragments and remove the rows of the ids `without`, if nobody has touched the fragments `touching`, which must not be empty."""
+    assert touching
+    shrunk, emptied, _ = _without(dataset, without)
+    named = {metadata.id for metadata in shrunk} | set(emptied)
+    touched = [fragment.metadata for fragment in dataset.get_fragments() if fragment.fragment_id in touching - named]
+    operation = lance.LanceOperation.Update(
+        removed_fragment_ids=emptied, updated_fragments=[*shrunk, *touched], new_fragments=fragments, fields_modified=[]
+    )
+    return _commit(dataset, operation, options)
 
 
 def delete(dataset: lance.LanceDataset, ids: list[str], options: Options) -> tuple[lance.LanceDataset, int]:

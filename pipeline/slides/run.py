@@ -1,0 +1,327 @@
+"""One run of the slides job: inventory, survey, tiles through the embedding of `pipeline.fill`, each slide's status. `jobs/slides.py` is its command.
+
+Whatever interrupts it, the table holds whole slides only, and the next run goes on from what is surveyed, committed and staged.
+"""
+
+import contextlib
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+
+from pipeline.compute import Compute
+from pipeline.config import ConfigError, JobFailed, Model, Ref
+from pipeline.encoders import Encoder
+from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, encoder_for, prepare_of, unchanged_report
+from pipeline.plan import Plan
+from pipeline.progress import Meter
+from pipeline.readers.slides import Tiles
+from pipeline.slides.current import WITH_TILES, Comparison, Row, compare, identify
+from pipeline.slides.handles import Cache
+from pipeline.slides.inventory import Inventory, Slides, take_inventory
+from pipeline.slides.ledger import SMALL, forget_slides, record_slides, slide_rows
+from pipeline.slides.report import SlideLimits, SlidesReport, count
+from pipeline.slides.survey import Look, Survey
+from pipeline.slides.tiling import check_grids, cuts_of
+from pipeline.slides.whole import Group, WholeSlides, groups_of, settled_already
+from pipeline.table.contents import quoted, units_by
+from pipeline.tiles import Grid
+
+log = logging.getLogger(__name__)
+
+SETTLED_AT_ONCE = 100
+"""Rows of slides, with their masks and thumbnails, that are held in memory."""
+
+
+class SlideSync(Sync):
+    """What happens beside new slides."""
+
+    whole: bool = True
+    """Commit a new slide when all its tiles are there; false: its chunks as they come, so that a reader sees half of it."""
+
+
+class SlidesJob(Model):
+    """Everything that one run over slides needs."""
+
+    slides: Slides
+    survey: Survey = Survey()
+    grids: list[Grid] = [Grid(mpp=0.5)]
+    """Which tiles are cut: at several magnifications, or of several sizes."""
+    encoder: Ref
+    """The encoder, e.g. `pipeline.encoders.tile:TileEncoder`, or any other that takes images."""
+    table: VectorTable
+    cache: Cache = Cache()
+    compute: Compute = Compute()
+    limits: SlideLimits = SlideLimits()
+    sync: SlideSync = SlideSync()
+
+    @pydantic.model_validator(mode="after")
+    def _other_grids(self) -> "SlidesJob":
+        try:
+            check_grids(self.grids)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+@dataclass
+class Work:
+    """What is there and what is known, before anything is opened or written."""
+
+    job: SlidesJob
+    encoder: Encoder
+    inventory: Inventory
+    look: Look
+    comparison: Comparison
+    touched: set[str] = field(default_factory=set)
+    """Slides that this run deals with."""
+
+
+def list_slides(job: SlidesJob) -> Work:
+    """Build the encoder, look at the tables, list the slides. Raises ConfigError for whatever the job file can fix."""
+    encoder = encoder_for(job.encoder, job.table)
+    if "image" not in getattr(encoder, "inputs", frozenset({"image"})):
+        raise ConfigError(f"encoder {job.encoder.target} takes no images, and tiles are images; name another one")
+    job.survey.mask.build()
+    inventory = take_inventory(job.slides)
+    look = Look(
+        survey=job.survey,
+        grids=tuple(job.grids),
+        columns=inventory.columns,
+        source=job.slides.source,
+        run=uuid.uuid4().hex[:16],
+        at=job.table,
+        mpp=job.slides.mpp,
+        stain=getattr(encoder, "stain", None),
+        cache=job.cache,
+        storage_options=job.slides.storage_options,
+    )
+    known = slide_rows(job.table, source=look.source, columns=SMALL)
+    comparison = compare(inventory, known, look, retry=job.sync.retry_rejects)
+    log.info("%d slides, %d to look at, %d gone", len(inventory.slides), len(comparison.jobs), len(comparison.vanished))
+    return Work(job, encoder, inventory, look, comparison)
+
+
+# ---- survey ----
+
+
+def survey_slides(work: Work, report: SlidesReport) -> None:
+    """Look at the slides that need it, and write down what was found."""
+    started = time.monotonic()
+    jobs = work.comparison.jobs
+    report.opened = sum(opens for _, _, opens in jobs)
+    surveyed = _survey(work) if jobs else []
+    report.survey_seconds = round(time.monotonic() - started, 2)
+    found = identify(surveyed, work.comparison)
+    record_slides(work.job.table, found.rows)
+    forget_slides(work.job.table, found.moved)
+    report.moved, report.deleted = len(found.moved), len(found.deleted)
+    work.touched |= {row["id"] for row in [*surveyed, *found.rows]}
+
+
+def _survey(work: Work) -> list[Row]:
+    from pipeline.slides.surveying import survey_all
+
+    job, surveyed = work.job, list[Row]()
+    with Meter(len(work.comparison.jobs), what="surveying") as meter:
+        for row in survey_all(work.comparison.jobs, work.look, timeout_s=job.limits.slide_timeout_s):
+            surveyed.append(row)
+            meter.add(1, rejected=int(row["status"] in ("failed", "needs_mpp")))
+    return surveyed
+
+
+# ---- tiles ----
+
+
+@dataclass
+class Tiling:
+    """The tiles of a run, planned."""
+
+    work: Work
+    prepared: Prepared
+    rows: dict[str, Row]
+    """The source's slides as they are now, by URI."""
+    groups: list[Group] = field(default_factory=list)
+
+
+def plan_tiles(work: Work) -> Tiling:
+    """Subtract what the table holds from the tiles that the surveyed slides should have."""
+    job, look = work.job, work.look
+    carried = {slide.uri: dict(slide.carried) for slide in work.inventory.slides}
+    reader = Tiles(
+        job.table,
+        look.source,
+        grids=job.grids,
+        columns=look.columns,
+        carried=carried,
+        cache=job.cache,
+        slice_tiles=job.compute.chunk_rows,
+        storage_options=job.slides.storage_options,
+    )
+    prepared = prepare_of(reader, work.encoder, job.table, sync=job.sync, chunk_rows=None)
+    prepared.run = look.run
+    rows = {row["id"]: row for row in slide_rows(job.table, source=look.source, columns=SMALL)}
+    work.touched |= set(prepared.plan.units)
+    tiling = Tiling(work, prepared, rows)
+    tiling.groups = _groups(tiling)
+    return tiling
+
+
+def nothing_to_do(tiling: Tiling) -> bool:
+    """Whether the table of tiles is what it should be: then no version of it is added."""
+    return not tiling.groups and not (tiling.work.job.sync.vanished == "delete" and _rows_of_deleted(tiling))
+
+
+def fill_tiles(tiling: Tiling, report: SlidesReport) -> str | None:
+    """Embed and commit; returns why the run is not complete, or None."""
+    job, prepared, groups = tiling.work.job, tiling.prepared, tiling.groups
+    contents = prepared.contents
+    assert isinstance(prepared.reader, Tiles)
+    gate = WholeSlides(groups, prepared.reader, contents, parts=not job.sync.whole)
+    filling = Filling(prepared, job.encoder, job.limits, job.sync, report.tiles, gate=gate, excused=frozenset({"corrupt_tile"}))
+    filling.open()
+    problem = None
+    try:
+        filling.adopt(None)
+        known = {unit for group in groups for unit in group.units if any(place in contents.units for place in group.places)}
+        filling.settle(settled_already(prepared.plan, prepared.reader, contents, sorted(known & _left(prepared.plan))))
+        if prepared.plan.chunks:
+            embed_chunks(filling, job.compute)
+        for group in groups:
+            if not group.units:
+                gate.exchange(filling.committer, group, [])
+        filling.end(vanished=None if report.tiles.failed else _rows_of_deleted(tiling))
+    except JobFailed as error:
+        problem = str(error)
+    report.tiles = filling.close()
+    report.removed, report.revised = gate.removed, gate.revised
+    _settle(tiling, filling, gate)
+    return problem
+
+
+def _left(planned: Plan) -> set[str]:
+    return {chunk.work["unit"][0].as_py() for chunk in planned.chunks}
+
+
+def _groups(tiling: Tiling) -> list[Group]:
+    """What is committed together; slides that should have no tiles any more and have some are groups of their own."""
+    planned, contents = tiling.prepared.plan, tiling.prepared.contents
+    groups = groups_of({unit: planned.unit_items[unit] for unit in planned.units}, _lies_at(tiling))
+    placed = {place for group in groups for place in group.places}
+    empty = [
+        uri
+        for uri, row in tiling.rows.items()
+        if row["status"] in ("no_tissue", "needs_mpp", "duplicate") and uri in contents.units and uri not in placed
+    ]
+    return [*groups, *(Group([], [uri], 0) for uri in empty)]
+
+
+def _lies_at(tiling: Tiling) -> dict[str, set[str]]:
+    """Under which URIs the table has rows of the content of each slide that is to be dealt with: from the rows themselves, so that a
+    run that died between writing down where a slide is and moving its rows does no harm."""
+    units, dataset = tiling.prepared.plan.units, tiling.prepared.table.open()
+    if not units or dataset is None:
+        return {}
+    found = units_by(dataset, "content_fp", source=tiling.work.look.source)
+    return {unit: found.get(tiling.rows[unit]["content_fp"], set()) for unit in units}
+
+
+def _rows_of_deleted(tiling: Tiling) -> list[str]:
+    """Ids of tiles whose slide is gone."""
+    gone = [uri for uri, row in tiling.rows.items() if row["status"] == "deleted"]
+    if not gone:
+        return []
+    where = f"source = {quoted(tiling.work.look.source)} AND _unit IN ({', '.join(map(quoted, gone))})"
+    dataset = tiling.prepared.table.open()
+    ids: list[str] = dataset.to_table(columns=["id"], filter=where)["id"].to_pylist() if dataset is not None else []
+    return ids
+
+
+def _settle(tiling: Tiling, filling: Filling, gate: WholeSlides) -> None:
+    """Write each slide's status."""
+    units = list(tiling.prepared.plan.units)
+    for start in range(0, len(units), SETTLED_AT_ONCE):
+        rows = slide_rows(tiling.prepared.table, source=tiling.work.look.source, units=units[start : start + SETTLED_AT_ONCE])
+        changes = [changed for row in rows if (changed := _outcome(row, tiling, filling, gate)) is not None]
+        record_slides(tiling.prepared.table, changes)
+        tiling.rows |= {row["id"]: row for row in changes}
+
+
+def _outcome(row: Row, tiling: Tiling, filling: Filling, gate: WholeSlides) -> Row | None:
+    """A slide's row as it is after this run; None if nothing is known of it yet."""
+    uri, planned = row["id"], tiling.prepared.plan
+    if row["tiling"] != planned.units[uri] or row["status"] not in WITH_TILES:
+        return None  # another run has surveyed it anew meanwhile
+    if uri in filling.changed_units:
+        return row | {"status": "failed", "reason": "changed", "detail": filling.changed_units[uri][:1000]}
+    listed, rejected = filling.committer.units.get(uri, (0, 0))
+    if listed < planned.unit_items[uri]:
+        return None
+    made = {"embedded": listed - rejected, "rejected": rejected, "embed_seconds": round(gate.seconds.get(uri, 0.0), 3)}
+    fits = len(cuts_of(row, tiling.work.job.grids)) == len(tiling.work.job.grids)
+    if rejected:
+        bad = gate.bad.get(uri) or row["bad_tiles"]
+        status = "partial" if rejected < listed else "failed"
+        return row | made | {"status": status, "reason": "bad_tiles", "detail": f"{rejected} of {listed} tiles", "bad_tiles": bad}
+    if not fits:
+        return row | made | {"status": "partial", "reason": "too_coarse", "bad_tiles": None}
+    return row | made | {"status": "ok", "reason": None, "detail": None, "bad_tiles": None}
+
+
+def finish(tiling: Tiling, report: SlidesReport) -> None:
+    """The counts of slides."""
+    work = tiling.work
+    report.run, report.table = work.look.run, tiling.prepared.table.path()
+    report.unmatched = list(work.inventory.unmatched[:10])
+    count(report, list(tiling.rows.values()), touched=frozenset(work.touched))
+
+
+def run_slides(job: SlidesJob, work: Work, started: float) -> tuple[SlidesReport, str | None]:
+    """Survey, embed, settle. Returns the report, and why the run is not complete."""
+    report, problem = SlidesReport(), None
+    with _ray(work):
+        survey_slides(work, report)
+        tiling = plan_tiles(work)
+        if nothing_to_do(tiling):
+            report.tiles = describe(unchanged_report(tiling.prepared), tiling.prepared)
+        else:
+            problem = fill_tiles(tiling, report)
+    finish(tiling, report)
+    report.seconds = round(time.perf_counter() - started, 2)
+    return report, problem
+
+
+def _ray(work: Work) -> contextlib.AbstractContextManager[None]:
+    """Ray from the survey to the last tile, if there is a survey."""
+    if not work.comparison.jobs:
+        return contextlib.nullcontext()
+    from pipeline.embed import running_ray  # ray: only a run that has work pays for it
+
+    return running_ray(work.job.compute)
+
+
+def summary(work: Work) -> dict[str, Any]:
+    """What `--plan` prints."""
+    opened = [slide for slide, _, opens in work.comparison.jobs if opens]
+    known = [row for row in work.comparison.current if row["tiles"] and row["bytes"]]
+    a_byte = sum(row["tiles"] for row in known) / sum(row["bytes"] for row in known) if known else None
+    estimate = None if a_byte is None else round(sum(slide.num_bytes or 0 for slide in opened) * a_byte)
+    return {
+        "job": "slides",
+        "table": work.job.table.path(),
+        "fingerprint": work.encoder.fingerprint,
+        "dim": work.encoder.dim,
+        "listed": len(work.inventory.slides),
+        "to_survey": len(opened),
+        "to_count_anew": len(work.comparison.jobs) - len(opened),
+        "unchanged": sum(row["status"] != "surveyed" for row in work.comparison.current),
+        "to_finish": sum(row["status"] == "surveyed" for row in work.comparison.current),
+        "tiles_to_finish": sum(row["tiles"] or 0 for row in work.comparison.current if row["status"] == "surveyed"),
+        "tiles_estimated": estimate,
+        "gone": len([row for row in work.comparison.vanished if row["status"] != "deleted"]),
+        "slides_to_survey": [slide.slide_id for slide in opened[:20]],
+        "metadata_unmatched": len(work.inventory.unmatched),
+    }

@@ -17,13 +17,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pipeline.config import ConfigError, Ref
 from pipeline.pairs.keys import hash64
 from pipeline.pairs.prepared import Prepared
 from pipeline.training import Notes
 from pipeline.training.batches import Choice
-from pipeline.training.checkpoint import Progress, plain, put, read, trained, write
+from pipeline.training.checkpoint import Progress, Values, put, read, state_of, trained, weights_of, write
 from pipeline.training.chunks import Rows
 from pipeline.training.feed import Feed, Part, Ready
 from pipeline.training.gather import world
@@ -34,8 +35,9 @@ from pipeline.training.page import Facts
 from pipeline.training.plan import Mixture
 from pipeline.training.record import Record
 from pipeline.training.settings import Optimisation, Watching
+from pipeline.training.sharding import clip, shard
 from pipeline.training.tape import Vectors
-from pipeline.training.trainable import built, set_mode
+from pipeline.training.trainable import Layered, Trainable, built, set_mode
 from pipeline.training.watch import Watched
 from pipeline.vlm.card import Card
 
@@ -83,6 +85,8 @@ class Task:
     card: Card
     facts: Facts
     tensorboard: bool = False
+    sharded: bool = False
+    """Whether weights are sharded over the workers."""
 
 
 @dataclass
@@ -121,11 +125,15 @@ class _Run:
         torch.manual_seed(self.recipe.mixture.seed)
         self.model, loss = built(self.recipe.model, self.recipe.loss)
         self.model.load(device)
+        if self.recipe.optimisation.compile is not None:
+            _compile(self.model, self.recipe.optimisation.compile)
+        self.sharded = shard(self.model, device) if task.sharded and world()[1] > 1 else None
         self.loss = Watched(loss).to(device)
         self.parameters = trained([*self.model.modules, self.loss])
         self.optimizer = _optimizer(self.parameters, self.recipe.optimisation)
         chunk = self.recipe.optimisation.chunk
-        self.cache = GradCache(self._embed, self.loss, self.model.modules, None if chunk is None else Rows(chunk))
+        modules = self.model.modules if self.sharded is None else [self.sharded]
+        self.cache = GradCache(self._embed, self.loss, modules, None if chunk is None else Rows(chunk))
         self.progress = Progress(feed.plan.position(0))
         self.record = Record(self.folder / JOURNAL, task.facts, tensorboard=task.tensorboard) if self.first else None
         self.warned = False
@@ -175,7 +183,9 @@ class _Run:
         torch.manual_seed(hash64(str(self.recipe.mixture.seed), str(step), str(world()[0])))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.cache.step(batch.queries, batch.positives, negatives=batch.negatives, notes=_placed(batch.notes, self.device))
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optimisation.clip or float("inf"))
+        if self.sharded is not None:
+            self.sharded.drop_unused()
+        norm = clip(self.parameters, self.recipe.optimisation.clip)
         if not torch.isfinite(norm):
             raise RuntimeError(f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower the learning rate")
         self.optimizer.step()
@@ -224,8 +234,9 @@ class _Run:
         progress.before = progress.before or metrics
         if progress.best_step is None or metrics[by] > progress.best[by]:
             progress.best, progress.best_step, progress.stale = metrics, done, 0
+            weights = weights_of(self.parameters, keep=self.first)
             if self.first:
-                _save_whole(self._best_path(done), plain(self.parameters))
+                _save_whole(self._best_path(done), weights)
         else:
             progress.stale += 1
             progress.stopped = self.recipe.watching.patience is not None and progress.stale >= self.recipe.watching.patience
@@ -234,11 +245,12 @@ class _Run:
 
     def _keep(self, done: int) -> None:
         metrics = {"step": done}
+        state = state_of(self.parameters, self.optimizer, keep=self.first)
         if not self.first:
             self.link.keep(None, metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), self.progress, self.parameters, self.optimizer)
+            write(Path(folder), self.progress, state)
             self.link.keep(Path(folder), metrics)
         # Only now: an earlier checkpoint names earlier weights as the best.
         for path in self.folder.glob("best-*.pt"):
@@ -248,26 +260,39 @@ class _Run:
     def _finish(self, outcome: Outcome) -> Outcome:
         progress = self.progress
         outcome.before, outcome.after, outcome.best_step = progress.before, progress.best, progress.best_step
+        weights = weights_of(self.parameters, keep=self.first) if progress.best_step is None else {}
         if self.first:
             if progress.best_step is not None:
-                best = self._best_path(progress.best_step)
-                put(torch.load(best, map_location="cpu", weights_only=True), self.parameters, str(best))
+                weights = torch.load(self._best_path(progress.best_step), map_location="cpu", weights_only=True)
+            model = self._with(weights)
             metrics = {name: value for name, value in progress.best.items() if "/" in name}
             folder = self.folder / ENCODER
             outcome.encoder = str(folder)
             # Of an attempt that ended between here and its report.
             shutil.rmtree(folder, ignore_errors=True)
-            outcome.fingerprint = self.model.save(folder, self.task.card.model_copy(update={"metrics": metrics}))
+            outcome.fingerprint = model.save(folder, self.task.card.model_copy(update={"metrics": metrics}))
         return outcome
+
+    def _with(self, weights: Values) -> Trainable:
+        """The model with these weights: itself, or one of its own that is whole, on the CPU, where this one is sharded."""
+        model = self.model
+        if self.sharded is not None:
+            model, _ = built(self.recipe.model, self.recipe.loss)
+            torch.manual_seed(self.recipe.mixture.seed)
+            model.load(torch.device("cpu"))
+        own = trained(model.modules)
+        put({name: weights[name] for name in weights if name in own}, own, self.task.folder)
+        return model
 
     def _mode(self, *, training: bool) -> None:
         set_mode(self.model.modules, training=training)
 
     def _embed(self, rows: Sequence[Any]) -> Vectors:
+        embed = self.model.embed if self.sharded is None else self.sharded
         if self.recipe.optimisation.autocast is None:
-            return self.model.embed(rows)
+            return embed(rows)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self.model.embed(rows)
+            return embed(rows)
 
     def _best_path(self, step: int | None) -> Path:
         return self.folder / f"best-{step}.pt"
@@ -275,16 +300,29 @@ class _Run:
 
 def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
     """AdamW that shrinks matrices only. Raises ConfigError if a pattern of `learning_rates` is found in no weight's name."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # Sharded values are groups of their own: torch computes a group's at once, and cannot mix the two kinds.
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, values in parameters.items():
         decay = settings.weight_decay if values.dim() >= 2 else 0.0
-        groups.setdefault((settings.learning_rate_of(name) / settings.learning_rate, decay), []).append(values)
+        share = settings.learning_rate_of(name) / settings.learning_rate
+        groups.setdefault((share, decay, isinstance(values, DTensor)), []).append(values)
     for pattern in settings.learning_rates:
         if not any(re.search(pattern, name) for name in parameters):
             raise ConfigError(f"optimisation.learning_rates: {pattern!r} is found in no trained weight's name; they are {', '.join(parameters)}")
     return torch.optim.AdamW(
-        [{"params": values, "weight_decay": decay, "share": share} for (share, decay), values in groups.items()], lr=settings.learning_rate
+        [{"params": values, "weight_decay": decay, "share": share} for (share, decay, _), values in groups.items()], lr=settings.learning_rate
     )
+
+
+def _compile(model: Trainable, backend: str) -> None:
+    """Layer by layer: layers of one kind are compiled once, and what stands around them, images above all, stays as it is.
+
+    Hooks stay outside, so that those of FSDP and of `Backbone` work as ever. With and without gradient, mask, a single row: each is compiled
+    anew (7 forms of Qwen2-VL's layer were counted), and beyond torch's limit of 8 nothing is, so the limit is higher here.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for module in model.layers if isinstance(model, Layered) else model.modules:
+        module.forward = torch.compile(module.forward, backend=backend, dynamic=True)  # type: ignore[method-assign]
 
 
 def _placed(notes: Notes, device: torch.device) -> Notes:

@@ -127,6 +127,7 @@ def task_of(recipe: Recipe, at: RunAt, *, data: Sequence[Dataset], held_out: Seq
         card=Card(name=at.name, base=base, base_licence=at.base_licence, data=sources, settings=settings),
         facts=Facts(at.name, steps, recipe.mixture.batch_size, _data_facts(plan, parts, held), settings),
         tensorboard=at.tensorboard,
+        sharded=workers.sharding is not None,
     )
 
 

@@ -32,6 +32,9 @@ class Optimisation(Model):
     """Rows that a worker computes at once (GradCache): decides memory, changes no result. Null: its whole part of the batch."""
     autocast: Literal["bfloat16"] | None = None
     """Matrix products in bfloat16, weights as they are; for GPUs. Null: in the weights' own format."""
+    compile: Literal["inductor", "aot_eager"] | None = None
+    """torch.compile's backend, for the model's layers; the first steps take minutes. aot_eager makes nothing faster: it finds out whether a model
+    can be compiled. Null: not compiled."""
 
     @pydantic.field_validator("learning_rates")
     @classmethod
@@ -91,6 +94,9 @@ class Workers(Model):
     """CPUs that a worker takes."""
     gpus: pydantic.NonNegativeInt = 0
     """GPUs that a worker takes: 1, or 0 to train on CPUs."""
+    sharding: Literal["fsdp2"] | None = None
+    """fsdp2: each worker holds a part of weights, gradients and optimizer's state, for models that one GPU has no room to train; more traffic.
+    Null: each holds all. A run may go on with the other."""
     max_failures: pydantic.NonNegativeInt = 3
     """How often workers may die before the run does; it goes on from the last checkpoint. Preemptions do not count."""
 

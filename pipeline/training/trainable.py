@@ -5,7 +5,7 @@ Its constructor is cheap and raises ConfigError for what the job file can fix; `
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,15 @@ class Trainable(Protocol):
 
     def save(self, folder: Path, card: Card) -> str:
         """Save an encoder that job files can name into a folder that is not there yet; its fingerprint."""
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A Trainable that is most of its weights in layers of one kind. One that is not is sharded and compiled as a whole."""
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """Layers that each row runs through in every pass, within `modules`. Known after `load`."""
 
 
 def built(model: Ref, loss: Ref) -> tuple[Trainable, Callable[..., Tensor]]:

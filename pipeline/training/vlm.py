@@ -119,6 +119,11 @@ class TrainVlm:
         """The model without its language head, and the head that makes vectors if there is one."""
         return [self._loaded().model, *([] if self._head is None else [self._head])]
 
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The language model's, up to the one that is read. A vision tower's see rows with images only."""
+        return self._loaded().decoder_layers[: self._reading.layer]
+
     def prepare(self, told: Told, *, query: bool) -> Prepared:
         """One row. Where neither the row nor its data set has an instruction, the prompt's counts."""
         prompt = self._spec.prompt

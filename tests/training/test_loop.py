@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +130,23 @@ def test_parts_of_a_model_are_trained_and_the_others_stay(place):
     assert state["weights"] and all("visual.merger" in name for name in state["weights"])
     with pytest.raises(ConfigError, match=r"found in no weight's name; the model's begin with"):
         in_one_go(place, "none", model={"args": {"model": str(place / "model"), "parts": ["nowhere"]}})
+
+
+def test_compiled_layers_learn_the_same(place):
+    """With aot_eager: the compiler's tracing and its backward graphs, without a C++ compiler's time."""
+    few = {"optimisation": {"steps": 2, "chunk": 8}, "mixture": {"batch_size": 4}, "watching": {"evaluate_every": 100}}
+    states = []
+    for name, backend in (("eager", None), ("compiled", "aot_eager")):
+        values = job_values(place, place / "model", name=name, **few)
+        values["optimisation"]["compile"], values["held_out"] = backend, []
+        task = _task(TrainJob.model_validate(values))
+        Path(task.folder).mkdir(parents=True)
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        train(task, Folder(f"{task.folder}/checkpoints"), CPU)
+        states.append(torch.load(f"{task.folder}/checkpoints/step-0002/state.pt", weights_only=True)["weights"])
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > before) == (backend is not None)
+    for name, values in states[0].items():
+        np.testing.assert_allclose(states[1][name], values, atol=1e-6, err_msg=name)
 
 
 def test_a_notice_of_preemption_makes_one_checkpoint_more(place):

@@ -57,6 +57,8 @@ def fit(task: Task, workers: Workers) -> Outcome:
     """Train, and save the encoder. Ray must be running. Raises JobFailed if a worker's error, or their deaths, end the run."""
     check_room(workers)
     folder = Path(task.folder)
+    # Paths of the job file are relative to where it runs: without this, each worker would be moved to a folder of Ray's own.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"task": task},

@@ -49,6 +49,11 @@ class RunAt(Model):
             raise ConfigError(f"run.folder={self.folder!r}: a run needs a folder that all workers share; object stores are not implemented")
         return Path(self.folder).expanduser().absolute() / self.name
 
+    @property
+    def prepared_at(self) -> str:
+        """Where checked rows are: absolute, as workers may run elsewhere."""
+        return self.prepared if "://" in self.prepared else str(Path(self.prepared).expanduser().absolute())
+
 
 @dataclass
 class TrainReport:
@@ -112,8 +117,8 @@ def task_of(recipe: Recipe, at: RunAt, *, data: Sequence[Dataset], held_out: Seq
         check_tensorboard()
     # Built here for their errors alone; neither loads weights.
     built(recipe.model, recipe.loss)
-    parts = tuple(Part(prepare(dataset, at.prepared), dataset.weight) for dataset in data)
-    held = tuple(prepare(dataset, at.prepared) for dataset in held_out)
+    parts = tuple(Part(prepare(dataset, at.prepared_at), dataset.weight) for dataset in data)
+    held = tuple(prepare(dataset, at.prepared_at) for dataset in held_out)
     plan = plan_of(parts, recipe.mixture)
     steps = recipe.optimisation.steps or plan.steps(recipe.optimisation.epochs)
     sources = tuple(DataSource(name=part.prepared.name, rows=part.prepared.num_rows()) for part in parts)

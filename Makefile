@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test check chaos bench clean
+.PHONY: setup demo demo-train test check chaos bench clean
 
 setup: .venv/ready
 
@@ -13,6 +13,9 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/python -m demo
+
+demo-train: setup
+	$(BIN)/python -m demo.train
 
 test: setup
 	$(BIN)/python -m pytest -m "not chaos and not gpu"

@@ -17,12 +17,15 @@ code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", 
 """
 
 
-def page(title: str, subtitle: str, body: str, *, style: str = "") -> str:
-    """A whole page. `title` and `subtitle` are escaped here, `body` is HTML already; `style` is added to the common one."""
+def page(title: str, subtitle: str, body: str, *, style: str = "", images: str = "data:") -> str:
+    """A whole page. `title` and `subtitle` are escaped here, `body` is HTML already; `style` is added to the common one.
+
+    `images`: where pictures may come from, as a content security policy says it; as it stands, only from within the page.
+    """
     below = f"<p>{safe(subtitle)}</p>" if subtitle else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src {images}; style-src 'unsafe-inline'">
 <title>{safe(title)}</title><style>{STYLE}{style}</style></head>
 <body><header><h1>{safe(title)}</h1>{below}</header>
 {body}

@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.encoders.conse import ConSE
+from demo.features import Features
 from pipeline.media import to_pixels
 from pipeline.slides.cutting import overview, tile_pixels
 from pipeline.slides.opening import open_slide
 from pipeline.slides.tissue import Saturation, find_tissue
+from pipeline.testing import check_encoder
 from pipeline.tiles import Grid, cut_for, kept, lay
 from schemas.items import encoder_schema
 from tests.slides.build import render, some_scene, write_svs
@@ -22,7 +23,7 @@ def scanned(textures, tmp_path_factory):
     """By scanner: how it is cut, and its tiles' pixels by (row, col). All read from files."""
     folder = tmp_path_factory.mktemp("scanners")
     names = ["collagen", "dermis", "epidermis"]
-    scene = some_scene(names, width_um=1500, height_um=600, seed=3)
+    scene = some_scene(names, width_um=1200, height_um=500, seed=3)
     found = {}
     for mpp in SCANNERS:
         path = write_svs(folder / f"{mpp}.svs", render(scene, {name: textures[name] for name in names}, mpp=mpp).image, mpp=mpp, quality=90)
@@ -50,9 +51,9 @@ def test_five_scanners_give_the_same_tiles(scanned):
 
 
 def test_a_real_encoder_sees_the_same_tile_from_five_scanners(scanned, assets):
-    encoder = ConSE(str(assets / "encoder" / "classifier.pth"), str(assets / "encoder" / "sentence"), device="cpu")
+    encoder = Features(str(assets / "encoder" / "classifier.pth"), device="cpu")
     places = sorted(set.intersection(*(set(tiles) for _, tiles in scanned.values())))
-    vectors = np.stack([_encode(encoder, [tiles[place] for place in places]) for _, tiles in scanned.values()])
+    vectors = np.stack([encoder.encode(_items([tiles[place] for place in places])) for _, tiles in scanned.values()])
     across = np.einsum("atd,btd->abt", vectors, vectors)  # every two scanners, the same tile
     between = np.einsum("atd,aud->atu", vectors, vectors)
     near = np.array([[0 < max(abs(a - c), abs(b - d)) <= 1 for c, d in places] for a, b in places])
@@ -61,6 +62,12 @@ def test_a_real_encoder_sees_the_same_tile_from_five_scanners(scanned, assets):
     assert (across.mean(axis=(0, 1)) > nearest).mean() >= 0.9
 
 
-def _encode(encoder, images):
+def _items(images):
     ids, texts = pa.array([str(i) for i in range(len(images))]), pa.nulls(len(images), pa.string())
-    return encoder.encode(pa.table([ids, texts, to_pixels(images)], schema=encoder_schema()))
+    return pa.table([ids, texts, to_pixels(images)], schema=encoder_schema())
+
+
+def test_the_demonstrations_encoder_keeps_the_contract(scanned, assets):
+    _, tiles = scanned[0.25]
+    weights = str(assets / "encoder" / "classifier.pth")
+    check_encoder(Features(weights, device="cpu"), _items(list(tiles.values())[:4]), again=Features(weights))

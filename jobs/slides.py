@@ -8,6 +8,7 @@ keep their vectors, and what is unchanged is not opened.
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 from pipeline import command
@@ -29,6 +30,10 @@ def run(job: SlidesJob) -> SlidesReport:
     _record(job, work, "started", None)
     report, problem = run_slides(job, work, started)
     problem = problem or problem_of(report, job.limits)
+    if job.page is not None:
+        from pipeline.slides.page import write_page_of  # OpenCV and fonts: only a run that draws pays for them
+
+        report.page = str(write_page_of(job.table, source=job.slides.source, folder=Path(job.page), grids=job.grids, run=work.look.run))
     report.status = report.tiles.status = "failed" if problem else "done"
     _record(job, work, report.status, command.to_plain(report))
     if problem:

@@ -10,24 +10,34 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.page import page, safe
+from pipeline.slides.ledger import slide_rows
 from pipeline.slides.pictures import picture
+from pipeline.table.at import TableAt
 from pipeline.tiles import Grid
 from schemas.slides import REASONS, STATUSES
 
 PICTURES = "pictures"
 ORDER = ("failed", "needs_mpp", "partial", "no_tissue", "surveyed", "ok", "duplicate", "deleted")
 """Statuses, those that need somebody first."""
-DRAWN_AT_ONCE = 8
+DRAWN_AT_ONCE, READ_AT_ONCE = 8, 100
 LITTLE_MM2 = 1.0
 MOST_COVERED = 0.9
 BLOBS = ("thumbnail", "mask", "contour")
 
 Row = Mapping[str, Any]
+
+
+def write_page_of(at: TableAt, *, source: str, folder: Path, grids: Sequence[Grid], run: str = "") -> Path:
+    """Write the page of the slides table beside the vector table `at`. Returns the page's path."""
+    ids = [row["id"] for row in slide_rows(at, source=source, columns=["id"])]
+    # A slide's row holds up to a MB of pictures: some at a time.
+    parts = (slide_rows(at, source=source, units=ids[start : start + READ_AT_ONCE]) for start in range(0, len(ids), READ_AT_ONCE))
+    return write_page(chain.from_iterable(parts), folder, grids=grids, title=at.path(), subtitle=f"run {run}" if run else "")
 
 
 def write_page(slides: Iterable[Row], folder: Path, *, grids: Sequence[Grid], title: str, subtitle: str = "") -> Path:

@@ -62,6 +62,8 @@ class SlidesReport:
     """Tiles' rows that kept their vector and got other metadata."""
     tiles: EmbedReport = field(default_factory=EmbedReport)
     """The tiles: see the report of the embed job."""
+    page: str | None = None
+    """The index of the slides, if one was asked for."""
     survey_seconds: float = 0.0
     seconds: float = 0.0
 

@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -57,6 +58,8 @@ class SlidesJob(Model):
     compute: Compute = Compute()
     limits: SlideLimits = SlideLimits()
     sync: SlideSync = SlideSync()
+    page: str | None = None
+    """A local folder for an index of all slides with their pictures, made anew by every run: open its index.html."""
 
     @pydantic.model_validator(mode="after")
     def _other_grids(self) -> "SlidesJob":
@@ -65,6 +68,13 @@ class SlidesJob(Model):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
+
+    @pydantic.field_validator("page")
+    @classmethod
+    def _a_folder(cls, page: str | None) -> str | None:
+        if page is not None and ("://" in page or Path(page).is_file()):
+            raise ValueError(f"page={page!r} must be a local folder, new or from an earlier run; the page and its pictures go into it")
+        return page
 
 
 @dataclass

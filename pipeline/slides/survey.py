@@ -17,7 +17,7 @@ from pipeline import media
 from pipeline.config import Model, Ref
 from pipeline.slides import BadSlide, Slide
 from pipeline.slides.contours import geojson
-from pipeline.slides.cutting import overview
+from pipeline.slides.cutting import Overview, overview
 from pipeline.slides.handles import Cache
 from pipeline.slides.inventory import Listed
 from pipeline.slides.opening import open_slide
@@ -140,7 +140,7 @@ def _find_tissue(row: dict[str, Any], slide: Slide, look: Look, before: Mapping[
         "mask_threshold": tissue.threshold,
         "contour": geojson(tissue.polygons),
         "stain": _stain(row, look.stain, view.rgb, tissue=tissue.mask & ~view.unread, white=white),
-        "thumbnail": media.thumbnail(view.rgb, look.survey.thumbnail_px),
+        "thumbnail": _thumbnail(slide, view, mpp=row["mpp"], px=look.survey.thumbnail_px),
         "white": white,
     }
     if unread:
@@ -149,6 +149,12 @@ def _find_tissue(row: dict[str, Any], slide: Slide, look: Look, before: Mapping[
         row["notes"].append(f"{tissue.pen_mm2:.2f} mm2 of pen marks")
     if not tissue.mask.any():
         _stop(row, "no_tissue", "pen_only" if tissue.pen_mm2 else "blank", None)
+
+
+def _thumbnail(slide: Slide, view: Overview, *, mpp: float, px: int) -> bytes:
+    """The slide with a longer side of `px`. A small slide is shown finer than tissue is looked for, as far as it goes."""
+    um_per_px = max(view.size) * mpp / px
+    return media.thumbnail((overview(slide, mpp=mpp, um_per_px=um_per_px) if um_per_px < view.um_per_px else view).rgb, px)
 
 
 def _white(tissue: Tissue, row: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[int]:

@@ -15,7 +15,7 @@ from pipeline.training.estimate import Estimate, estimate
 from pipeline.training.loop import Recipe, Task
 from pipeline.training.plan import Mixture
 from pipeline.training.run import RunAt, TrainReport, begin, done, ended, finished, task_of
-from pipeline.training.settings import Optimisation, Watching, Workers
+from pipeline.training.settings import Feeding, Optimisation, Watching, Workers
 
 
 class TrainJob(Model):
@@ -34,6 +34,7 @@ class TrainJob(Model):
     choice: Choice = Choice()
     optimisation: Optimisation = Optimisation()
     watching: Watching = Watching()
+    feeding: Feeding = Feeding()
     workers: Workers = Workers()
 
 
@@ -70,12 +71,13 @@ def _task(job: TrainJob) -> Task:
         held_out=job.held_out,
         workers=job.workers,
         settings=_settings(job),
+        feeding=job.feeding,
     )
 
 
 def _settings(job: TrainJob) -> dict[str, object]:
     """What decides the result, and so may not change while a run is under way."""
-    return job.model_dump(mode="json", exclude={"run", "workers"})
+    return job.model_dump(mode="json", exclude={"run", "workers", "feeding"})
 
 
 def main() -> None:

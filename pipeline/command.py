@@ -145,6 +145,8 @@ def to_plain(value: Any) -> Any:
         return value.model_dump(mode="json")
     if hasattr(value, "__dataclass_fields__"):
         return {name: to_plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {name: to_plain(each) for name, each in value.items()}
     return value
 
 

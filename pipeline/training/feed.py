@@ -1,5 +1,6 @@
-"""Feed: what a worker computes at a step: the rows that the plan draws, read, decoded, and prepared by the model; a step ahead of it."""
+"""Feed: what a worker computes at a step: the rows that the plan draws, read, decoded, and prepared by the model; some steps ahead of it."""
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pipeline.pairs.prepared import Prepared
 from pipeline.training import Notes
 from pipeline.training.batches import Choice, Told, collate, read, source_of
 from pipeline.training.plan import Mixture, Plan
+from pipeline.training.settings import Feeding
 from pipeline.training.trainable import Trainable
 
 
@@ -41,29 +43,33 @@ def plan_of(parts: Sequence[Part], mixture: Mixture) -> Plan:
 
 
 class Feed:
-    """Batches for one worker of several. Holds a thread that works ahead: use it with `with`."""
+    """Batches for one worker of several, of steps before `steps`. Holds threads that work ahead: use it with `with`."""
 
-    def __init__(self, parts: Sequence[Part], mixture: Mixture, choice: Choice, *, rank: int, num_ranks: int) -> None:
+    def __init__(self, parts: Sequence[Part], mixture: Mixture, choice: Choice, *, rank: int, num_ranks: int, steps: int, feeding: Feeding) -> None:
         self.plan = plan_of(parts, mixture)
+        self._steps, self._feeding = steps, feeding
+        # The plan keeps the orders of its last epochs.
+        self._drawing = threading.Lock()
         self._datasets = {part.prepared.name: part.prepared for part in parts}
         self._choice, self._rank, self._num_ranks = choice, rank, num_ranks
         self._ahead: dict[int, Future[Ready]] = {}
 
     def __enter__(self) -> "Feed":
-        self._thread = ThreadPoolExecutor(1)
+        self._threads = ThreadPoolExecutor(self._feeding.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def at(self, step: int, model: Trainable) -> Ready:
-        """The rows of a step. Those of the next are begun with."""
-        found = self._ahead.pop(step, None) or self._thread.submit(self._made, step, model)
-        self._ahead = {step + 1: self._thread.submit(self._made, step + 1, model)}
-        return found.result()
+        """The rows of a step. Those of the next ones are begun with."""
+        wanted = range(step, min(self._steps, step + 1 + self._feeding.ahead))
+        self._ahead = {each: self._ahead.get(each) or self._threads.submit(self._made, each, model) for each in wanted}
+        return self._ahead.pop(step).result()
 
     def _made(self, step: int, model: Trainable) -> Ready:
-        draw = self.plan.batch(step).part(self._rank, self._num_ranks)
+        with self._drawing:
+            draw = self.plan.batch(step).part(self._rank, self._num_ranks)
         rows = read(self._datasets, self.plan.names, draw)
         options = [self._datasets[self.plan.names[dataset]].image_options for dataset in draw.dataset.tolist()]
         batch = collate(rows, draw.epoch, self._choice, step=step, image_options=options)

@@ -6,6 +6,8 @@ The same run name in the same folder goes on from its last checkpoint, also with
 import contextlib
 import logging
 import os
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,9 @@ def fit(task: Task, workers: Workers) -> Outcome:
     folder = Path(task.folder)
     # Paths of the job file are relative to where it runs: without this, each worker would be moved to a folder of Ray's own.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    for part in folder.glob(".*.part"):
+        # Of a worker that was killed while it copied a checkpoint.
+        shutil.rmtree(part, ignore_errors=True)
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"task": task},
@@ -82,7 +87,18 @@ def fit(task: Task, workers: Workers) -> Outcome:
         raise _failed(error) from error
     except (ControllerError, TrainingFailedError) as error:
         raise JobFailed(f"the run ended: {error}; run the same command again to go on from the last checkpoint") from error
+    # Ray does not know of those that were copied when their worker died.
+    for old in sorted(folder.glob("checkpoint_2*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
     return found
+
+
+def copy(source: Path, target: Path) -> None:
+    """A folder, under another name until it is whole."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    part.replace(target)
 
 
 def _failed(error: Any) -> Exception:
@@ -99,12 +115,16 @@ def _failed(error: Any) -> Exception:
 def _work(config: dict[str, Any]) -> Outcome:
     """What Ray Train runs in every worker."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    link: Link = RayLink()
+    link: Link = RayLink(Path(config["task"].folder))
     return train(config["task"], link, ray.train.torch.get_device())
 
 
 class RayLink:
-    """A worker's connection to Ray Train."""
+    """A worker's connection to Ray Train. Checkpoints are copied to the run's folder in a thread, one at a time, while training goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._copied = folder, threading.Event()
+        self._copied.set()
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[Path | None]:
@@ -117,8 +137,23 @@ class RayLink:
             yield Path(folder)
 
     def keep(self, folder: Path | None, metrics: dict[str, Any]) -> None:
-        """Copies the folder to the run's; it counts once all of it is there."""
-        ray.train.report(metrics, checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(folder))
+        """Waits for the one before, should it still be on its way: a store that is too slow makes training wait, not the disk full."""
+        self._copied.wait()
+        if folder is None:
+            ray.train.report(metrics)
+            return
+        self._copied.clear()
+        mode = ray.train.CheckpointUploadMode.ASYNC
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=mode, checkpoint_upload_fn=self._upload)
+
+    def _upload(self, checkpoint: Any, name: str) -> Any:
+        """In Ray's thread. The folder has its name once all of it is there."""
+        try:
+            copy(Path(checkpoint.path), self._folder / name)
+        finally:
+            self._copied.set()
+        return ray.train.Checkpoint.from_directory(self._folder / name)
 
     def noticed(self) -> bool:
         """Whether Ray knows that a node of the run is to be taken away."""

@@ -4,6 +4,7 @@ All that a step does is a function of the weights, the optimizer's state and the
 on with the same rows, on any number of workers, and comes to the same result (to the last bits, in which sums over other numbers of workers differ).
 """
 
+import contextlib
 import logging
 import re
 import shutil
@@ -34,7 +35,7 @@ from pipeline.training.journal import all_keys
 from pipeline.training.page import Facts
 from pipeline.training.plan import Mixture
 from pipeline.training.record import Record
-from pipeline.training.settings import Optimisation, Watching
+from pipeline.training.settings import Feeding, Optimisation, Watching
 from pipeline.training.sharding import clip, shard
 from pipeline.training.tape import Vectors
 from pipeline.training.trainable import Layered, Trainable, built, set_mode
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 ENCODER, JOURNAL = "encoder", "metrics.jsonl"
 """The saved encoder, and the journal, in the run's folder."""
 
+BESTS = 4
+"""Checkpoints whose best weights stay there: the newest may not be kept yet, and Ray may not know yet of the one before it."""
+
 
 class Link(Protocol):
     """What a worker is connected to: keeps checkpoints, and knows of preemptions. Every rank calls each method equally often."""
@@ -54,7 +58,8 @@ class Link(Protocol):
         """The folder of the last checkpoint; None at the beginning."""
 
     def keep(self, folder: Path | None, metrics: dict[str, Any]) -> None:
-        """Keep a checkpoint that was written into `folder`; None on other ranks than the first."""
+        """Keep a checkpoint that was written into `folder`, which is given away; None on other ranks than the first. May return before it is kept,
+        but not before the one before it is."""
 
     def noticed(self) -> bool:
         """Whether a machine of the run is to be taken away soon."""
@@ -84,6 +89,7 @@ class Task:
     """Of the run: metrics, best weights and the encoder go there. All workers see it."""
     card: Card
     facts: Facts
+    feeding: Feeding
     tensorboard: bool = False
     sharded: bool = False
     """Whether weights are sharded over the workers."""
@@ -107,7 +113,8 @@ class Outcome:
 def train(task: Task, link: Link, device: torch.device) -> Outcome:
     """One worker's part of a run; torch.distributed is set up if there are several."""
     rank, num_ranks = world()
-    with Feed(task.parts, task.recipe.mixture, task.recipe.choice, rank=rank, num_ranks=num_ranks) as feed:
+    recipe = task.recipe
+    with Feed(task.parts, recipe.mixture, recipe.choice, rank=rank, num_ranks=num_ranks, steps=task.steps, feeding=task.feeding) as feed:
         run = _Run(task, link, device, feed)
         try:
             return run.run()
@@ -137,6 +144,8 @@ class _Run:
         self.progress = Progress(feed.plan.position(0))
         self.record = Record(self.folder / JOURNAL, task.facts, tensorboard=task.tensorboard) if self.first else None
         self.warned = False
+        self.bests: list[int | None] = []
+        self.staging = Path(tempfile.gettempdir()) / f"tessera-{hash64(task.folder) % 2**64:016x}"
 
     def run(self) -> Outcome:
         """From where the last checkpoint is to the end."""
@@ -160,13 +169,20 @@ class _Run:
         """Close what is open."""
         if self.record is not None:
             self.record.close()
+            # Empty, unless checkpoints are still on their way.
+            with contextlib.suppress(OSError):
+                self.staging.rmdir()
 
     def _resume(self) -> int:
         with self.link.restored() as folder:
             if folder is not None:
                 self.progress = read(folder, self.parameters, self.optimizer)
         step = self.feed.plan.resume(self.progress.position)
+        self.bests = [self.progress.best_step]
         if self.record is not None:
+            # Of an attempt that died while it wrote or gave away a checkpoint.
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging.mkdir(parents=True)
             self.record.begin(step, workers=world()[1])
             log.info("step %d of %d, %d weights are trained", step, self.task.steps, sum(values.numel() for values in self.parameters.values()))
         return step
@@ -249,12 +265,13 @@ class _Run:
         if not self.first:
             self.link.keep(None, metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), self.progress, state)
-            self.link.keep(Path(folder), metrics)
-        # Only now: an earlier checkpoint names earlier weights as the best.
+        folder = Path(tempfile.mkdtemp(dir=self.staging))
+        write(folder, self.progress, state)
+        self.link.keep(folder, metrics)
+        # Only now, and not those of the last: a run that goes on from an earlier checkpoint needs the weights that it names as the best.
+        self.bests = [*self.bests, self.progress.best_step][-BESTS:]
         for path in self.folder.glob("best-*.pt"):
-            if path != self._best_path(self.progress.best_step):
+            if path not in {self._best_path(step) for step in self.bests}:
                 path.unlink()
 
     def _finish(self, outcome: Outcome) -> Outcome:

@@ -18,7 +18,7 @@ from pipeline.training.journal import Journal
 from pipeline.training.loop import JOURNAL, Outcome, Recipe, Task
 from pipeline.training.page import DataFacts, Facts, flat, write_page
 from pipeline.training.plan import Plan
-from pipeline.training.settings import Workers
+from pipeline.training.settings import Feeding, Workers
 from pipeline.training.trainable import built
 from pipeline.vlm.card import Card, DataSource
 
@@ -105,7 +105,16 @@ def finished(at: RunAt, settings: dict[str, Any]) -> TrainReport | None:
     return TrainReport(**json.loads((folder / REPORT).read_text()))
 
 
-def task_of(recipe: Recipe, at: RunAt, *, data: Sequence[Dataset], held_out: Sequence[Dataset], workers: Workers, settings: dict[str, Any]) -> Task:
+def task_of(
+    recipe: Recipe,
+    at: RunAt,
+    *,
+    data: Sequence[Dataset],
+    held_out: Sequence[Dataset],
+    workers: Workers,
+    settings: dict[str, Any],
+    feeding: Feeding,
+) -> Task:
     """What the workers are told; data sets are prepared where they are not yet. Raises ConfigError for what the job file can fix."""
     names = [dataset.name for dataset in (*data, *held_out)]
     if len(set(names)) < len(names):
@@ -132,6 +141,7 @@ def task_of(recipe: Recipe, at: RunAt, *, data: Sequence[Dataset], held_out: Seq
         card=Card(name=at.name, base=base, base_licence=at.base_licence, data=sources, settings=settings),
         facts=Facts(at.name, steps, recipe.mixture.batch_size, _data_facts(plan, parts, held), settings),
         tensorboard=at.tensorboard,
+        feeding=feeding,
         sharded=workers.sharding is not None,
     )
 

@@ -81,6 +81,16 @@ class Watching(Model):
     """Steps from one look for a notice of preemption to the next; the workers wait for each other there. A notice makes a checkpoint."""
 
 
+class Feeding(Model):
+    """How a worker's rows are read, decoded and prepared, in threads beside its training. Changes no result."""
+
+    ahead: pydantic.PositiveInt = 2
+    """Steps that are made ready before they are needed; each holds its rows and images in memory."""
+    threads: pydantic.PositiveInt = 2
+    """Steps that are worked on at once. More help where training waits for rows (report.html says so) and there are idle cores; `workers.cpus`
+    says how many a worker has."""
+
+
 class Workers(Model):
     """Where and how wide a run is. A run may go on with another number of workers: batches and results stay the same."""
 

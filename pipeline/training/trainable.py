@@ -32,7 +32,7 @@ class Trainable(Protocol):
         """All that is trained or could be. Known after `load`."""
 
     def prepare(self, told: Told, *, query: bool) -> Any:
-        """One message as `embed` takes it, on the CPU; as a query or as a document. Called from another thread, beside `embed`."""
+        """One message as `embed` takes it, on the CPU; as a query or as a document. Called from several threads, beside `embed`."""
 
     def embed(self, rows: Sequence[Any]) -> Vectors:
         """Vectors (n, D) with gradient; a row's does not depend on the others."""

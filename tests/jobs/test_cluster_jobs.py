@@ -84,15 +84,15 @@ def free_ports(count):
     return ports
 
 
-def start(head, *arguments):
-    """A raylet. What it starts belongs to the session that it leads."""
+def start(head, *arguments, settings=None):
+    """A raylet, with `settings` in its environment. What it starts belongs to the session that it leads."""
     agent, grpc, environment_agent, metrics = free_ports(4)
     ports = [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}", f"--runtime-env-agent-port={environment_agent}"]
     ports += [f"--metrics-export-port={metrics}", "--min-worker-port=0", "--max-worker-port=0"]
     sizes = [f"--num-cpus={CPUS}", f"--object-store-memory={100 * 2**20}"]
     scripts = Path(sys.executable).parent
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token, "PATH": f"{scripts}:{os.environ['PATH']}"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token, "PATH": f"{scripts}:{os.environ['PATH']}", **(settings or {})}
     command = [scripts / "ray", "start", "--block", "--disable-usage-stats", *sizes, *ports, *arguments]
     with (head.folder / "start.log").open("a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

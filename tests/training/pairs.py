@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -115,6 +116,7 @@ class Folder:
             place.mkdir(exist_ok=True)
             for path in folder.iterdir():
                 (place / path.name).write_bytes(path.read_bytes())
+            shutil.rmtree(folder)
         self.kept.append(metrics["step"])
         if metrics["step"] == self.stop_after:
             raise Stopped

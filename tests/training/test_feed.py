@@ -1,0 +1,72 @@
+"""The rows of a worker, read and prepared ahead of its steps."""
+
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.config import ConfigError, Ref
+from pipeline.pairs.prepare import Dataset, prepare
+from pipeline.training.batches import Choice
+from pipeline.training.feed import Feed, Part
+from pipeline.training.plan import Mixture
+from pipeline.training.settings import Feeding
+from tests.pairs.writing import jsonl, pictures
+
+STEPS = 7
+
+
+class Slow:
+    """Stands for a model: a row is its text and its images' sums, and takes a time of its own, so that threads finish out of order."""
+
+    def __init__(self):
+        self.seen = []
+
+    def prepare(self, told, *, query):
+        time.sleep(hash(told.message.text) % 5 / 1000)
+        self.seen.append(told.message.text)
+        return told.message.text, [int(image.astype(np.int64).sum()) for image in told.message.images], query
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("feed")
+    pictures(folder, *(f"{row}.png" for row in range(20)))
+    rows = [{"qry": f"<|image_1|> {row}", "qry_image_path": f"{row}.png", "pos_text": f"caption {row}", "neg_text": "no"} for row in range(20)]
+    reader = Ref(target="pipeline.pairs.mmeb:Mmeb", args={"uri": jsonl(folder / "train.jsonl", rows)})
+    return [Part(prepare(Dataset(name="x", reader=reader), str(folder / "cache")))]
+
+
+def fed(parts, feeding, *, rank=0, num_ranks=1, first=0):
+    with Feed(parts, Mixture(batch_size=6), Choice(), rank=rank, num_ranks=num_ranks, steps=STEPS, feeding=feeding) as feed:
+        model = Slow()
+        found = [feed.at(step, model) for step in range(first, STEPS)]
+    return [(ready.queries, ready.positives, ready.negatives, ready.row_keys, ready.notes.positive_keys.tolist()) for ready in found], model
+
+
+def test_rows_are_the_same_however_many_threads_make_them_ready(parts):
+    wanted, model = fed(parts, Feeding(ahead=1, threads=1))
+    assert len(model.seen) == STEPS * 6 * 3, "nothing is made ready that no step takes"
+    for feeding in (Feeding(), Feeding(ahead=5, threads=4)):
+        assert fed(parts, feeding)[0] == wanted
+    assert fed(parts, Feeding(ahead=3, threads=3), first=4)[0] == wanted[4:]
+    both = [fed(parts, Feeding(ahead=3, threads=3), rank=rank, num_ranks=2)[0] for rank in (0, 1)]
+    for step in range(STEPS):
+        assert [both[place % 2][step][3][place // 2] for place in range(6)] == wanted[step][3]
+
+
+def test_a_bad_image_ends_the_run_at_its_own_step(parts, tmp_path):
+    class Bad(Slow):
+        def prepare(self, told, *, query):
+            if told.message.text.endswith("caption 7"):
+                raise ConfigError("row 7")
+            return super().prepare(told, query=query)
+
+    wanted, _ = fed(parts, Feeding())
+    step = next(place for place, ready in enumerate(wanted) if any(positive[0] == "caption 7" for positive in ready[1]))
+    with Feed(parts, Mixture(batch_size=6), Choice(), rank=0, num_ranks=1, steps=STEPS, feeding=Feeding(ahead=6, threads=3)) as feed:
+        model = Bad()
+        for each in range(step):
+            feed.at(each, model)
+        with pytest.raises(ConfigError, match="row 7"):
+            feed.at(step, model)

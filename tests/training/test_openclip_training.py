@@ -239,9 +239,9 @@ def place(tmp_path_factory):
     return folder
 
 
-def task_of(place, name, run):
-    model = {"target": "pipeline.training.openclip:TrainOpenClip", "args": {"model": name, "locked": {"image": 0}}}
-    task = _task(TrainJob.model_validate(picture_values(place, model, name=run, steps=6)))
+def task_of(place, name, run, **sections):
+    model = {"target": "pipeline.training.openclip:TrainOpenClip", "args": {"model": name, "locked": {"image": 1}}}
+    task = _task(TrainJob.model_validate(picture_values(place, model, name=run, steps=6, **sections)))
     (place / "runs" / run).mkdir(parents=True)
     return task
 
@@ -254,10 +254,10 @@ def on_a_rank(task, stop_after):
     return False
 
 
-def test_a_run_on_two_workers_that_is_stopped_goes_on_with_one_as_if_nothing_had_been(place, clip):
+def test_a_sharded_run_on_two_workers_that_is_stopped_goes_on_with_one_as_if_nothing_had_been(place, clip):
     whole = task_of(place, clip, "whole")
     outcome = train(whole, Folder(f"{whole.folder}/checkpoints"), CPU)
-    task = task_of(place, clip, "stopped")
+    task = task_of(place, clip, "stopped", workers={"num": 2, "sharding": "fsdp2"})
     assert run_on_ranks(on_a_rank, 2, task, 4) == [True, True]
     again = train(task, Folder(f"{task.folder}/checkpoints"), CPU)
     ours, theirs = losses(task.folder), losses(whole.folder)

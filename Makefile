@@ -14,6 +14,9 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m demo
 
+demo-slides: setup
+	$(BIN)/python -m demo.slides
+
 demo-train: setup
 	$(BIN)/python -m demo.train
 

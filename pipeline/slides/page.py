@@ -147,7 +147,7 @@ def _urgency(row: Row) -> tuple[int, int, str]:
 
 def _totals(rows: Sequence[Row]) -> str:
     tiles, tissue = (sum(row[name] or 0 for row in rows if row["status"] not in ("duplicate", "deleted")) for name in ("embedded", "tissue_mm2"))
-    return f"{len(rows):,} slides, {tiles:,} tiles in the table, {tissue:,.0f} mm2 of tissue"
+    return f"{len(rows):,} {'slide' if len(rows) == 1 else 'slides'}, {tiles:,} tiles in the table, {tissue:,.1f} mm2 of tissue"
 
 
 def _filter(status: str, count: int, *, checked: bool = False) -> str:

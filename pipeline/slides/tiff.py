@@ -15,6 +15,7 @@ RGB, YCBCR = 2, 6
 ICC_TAG = 34675
 SAME_SHAPE = 0.02
 """How far the aspect ratio of a level may be from level 0's. Label and macro pictures are further off."""
+MAX_TILE_PX = 2**26
 TAIL_BYTES = 2**20
 """Stored bytes of the smallest level that the fingerprint reads."""
 
@@ -37,6 +38,14 @@ class Stored:
     """JPEG tables that all tiles share."""
     plain: bool
     """8 bits, three samples, interleaved."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether its numbers can be a level's at all."""
+        sides = (self.width, self.height, self.tile_width, self.tile_height)
+        return (
+            all(0 < side < 2**31 for side in sides) and self.tile_width * self.tile_height <= MAX_TILE_PX and len(self.offsets) == len(self.lengths)
+        )
 
     @property
     def across(self) -> int:
@@ -68,8 +77,8 @@ def read_layout(file: str | IO[bytes], *, size: int) -> Layout | None:
     try:
         with tifffile.TiffFile(file) as tiff:
             return _layout(tiff, size)
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error, OverflowError):
-        # What a parser meets in a file that is cut, or in bytes that only begin like a TIFF.
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, struct.error):
+        # What a parser meets in a file that is cut, or in bytes that only begin like a TIFF; a disk or a store that fails raises OSError.
         return None
 
 
@@ -78,6 +87,8 @@ def _layout(tiff: Any, size: int) -> Layout | None:
     kind = _kind(tiff, first)
     pages = [first, *_smaller(tiff, first, kind)] if first.is_tiled else []
     levels = tuple(_stored(page) for page in pages)
+    if levels and not levels[0].sound:
+        return None
     return Layout(
         kind=kind,
         levels=levels,
@@ -124,10 +135,11 @@ def _readable(tiff: Any) -> Any:
     while True:
         try:
             page = tiff.pages[index].aspage()
-            _ = page.dataoffsets, page.databytecounts, page.imagewidth
+            sound = page.imagewidth > 0 and page.imagelength > 0 and (not page.is_tiled or _stored(page).sound)
         except Exception:
             return
-        yield page
+        if sound:
+            yield page
         index += 1
 
 

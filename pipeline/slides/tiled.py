@@ -62,9 +62,10 @@ class TiledJpeg:
         if self._kept.copy((level, index), part, target):
             return
         where = f"tile {column}, {row} of level {level}"
-        data = self._ranges.read(int(stored.offsets[index]), length)
-        if len(data) < length:
-            raise BadTile(f"{where}: the file ends before it; {len(data)} of {length} bytes are there")
+        offset = int(stored.offsets[index])
+        if offset < 0 or offset + length > self._ranges.size:
+            raise BadTile(f"{where}: the file ends before it; it has {self._ranges.size} bytes, and the tile is at {offset} to {offset + length}")
+        data = self._ranges.read(offset, length)
         memory = self._kept.room()
         tile = memory[: stored.tile_height * stored.tile_width * 4].reshape(stored.tile_height, stored.tile_width, 4)
         try:

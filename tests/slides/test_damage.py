@@ -1,10 +1,12 @@
 """Damaged slides and files that are no slides: each is told by its reason, and what is sound is still read."""
 
+import contextlib
 import os
 import shutil
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipeline.slides import BadSlide, BadTile
@@ -151,3 +153,23 @@ def test_a_sound_tile_is_read_while_other_threads_meet_a_damaged_one(svs):
         found = list(pool.map(read, [SOUND, BROKEN] * 20))
     assert all(np.array_equal(pixels, expected) for pixels in found[::2])
     assert all(pixels is None for pixels in found[1::2])
+
+
+@pytest.mark.parametrize("write", [write_svs, write_tiff, write_ome])
+def test_bytes_overwritten_at_random_give_a_bad_slide_or_a_bad_tile_and_nothing_else(tmp_path, image, write):
+    """Mostly in the directories, where a wrong number may ask for gigabytes, or for a tile of no width."""
+    path = write(tmp_path / "slide.tiff", image[:512, :512])
+    whole = path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        starts = [0, *(page.offset for page in tiff.pages)]
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole)
+        for _ in range(4):
+            at = int(rng.choice(starts) + rng.integers(400)) if rng.random() < 0.8 else int(rng.integers(len(whole)))
+            damaged[min(at, len(whole) - 1)] = int(rng.choice([0, 1, 255, rng.integers(256)]))
+        path.write_bytes(damaged)
+        with contextlib.suppress(BadSlide, BadTile):
+            slide = open_slide(str(path))
+            for level in range(len(slide.info.levels)):
+                assert slide.read((0, 0), level=level, size=(300, 200)).shape == (200, 300, 4)

@@ -23,7 +23,8 @@ class TrainJob(Model):
 
     run: RunAt
     model: Ref
-    """What is trained, e.g. `pipeline.training.vlm:TrainVlm`, or a class of your own (`pipeline.training.trainable`)."""
+    """What is trained: `pipeline.training.vlm:TrainVlm`, `pipeline.training.openclip:TrainOpenClip`, `pipeline.training.sentence:TrainSentence`, or a
+    class of your own (`pipeline.training.trainable`)."""
     loss: Ref = Ref(target="pipeline.training.infonce:InfoNCE")
     """The loss, e.g. `pipeline.training.infonce:InfoNCE`, or a class of your own (`pipeline.training.Loss`)."""
     data: tuple[Dataset, ...] = pydantic.Field(min_length=1)

@@ -3,7 +3,6 @@
 Of a vision-language model the same file says more: `pipeline.vlm.spec`.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pydantic
 
 from pipeline.config import ConfigError, Model, Ref
 from pipeline.vlm.card import Card, folder_card_text
-from pipeline.vlm.spec import FILE, check_files, digests, write_spec
+from pipeline.vlm.spec import FILE, check_files, digests, read_spec, write_spec
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class FolderSpec(Model):
 def load_folder_spec(folder: Path) -> FolderSpec:
     """The spec of a folder, every file of which is as it was saved. Raises ConfigError naming the file or key that is not."""
     path = folder / FILE
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_spec(folder)
     if values.get("format", 0) > FORMAT:
         raise ConfigError(f"{path} is of format {values['format']}, and this release reads up to {FORMAT}: upgrade (pip install -U tessera)")
     try:

@@ -1,5 +1,8 @@
 """An open_clip model and its tokenizer in memory, for the encoder and for training alike."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,12 +16,26 @@ def load_open_clip(found: Resolved, cache_dir: str | None) -> tuple[Any, Any]:
     import open_clip
 
     name = found.complete()
-    with without_progress_bars():
+    with without_progress_bars(), _without_root_messages():
         model = open_clip.create_model(name, found.pretrained, cache_dir=cache_dir, weights_only=True, require_pretrained=True, **found.moved())
         tokenizer = open_clip.get_tokenizer(found.tokenizer_name(name), cache_dir=cache_dir)
     actual = {**model.visual.preprocess_cfg}
     assert _plain(actual) == _plain(found.preprocess), f"the model prepares images by {actual}, planned was {found.preprocess}"
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _without_root_messages() -> Iterator[None]:
+    """open_clip tells each step of loading, on the root logger; warnings stay."""
+
+    def is_warning(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    logging.getLogger().addFilter(is_warning)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_warning)
 
 
 def padding_of(model: Any) -> int | None:

@@ -30,11 +30,12 @@ class Row:
 
 @dataclass(frozen=True)
 class _Tower:
-    """A tower in two parts, one after the other. `frozen`: nothing in it is trained; None: nothing of the tower can be remembered."""
+    """A tower in two parts, one after the other."""
 
-    whole: Callable[[Tensor], Tensor]
     frozen: Callable[[Tensor], Tensor] | None
+    """Its beginning, if nothing in there is trained."""
     rest: Callable[[Tensor], Tensor]
+    """What comes after that: the whole tower if there is no such beginning."""
 
 
 class TwoTower(nn.Module):
@@ -77,7 +78,7 @@ class TwoTower(nn.Module):
         tower = self._image_tower() if name == "image" else self._text_tower()
         frozen = tower.frozen
         if frozen is None:
-            return tower.whole(batch(rows, device))
+            return tower.rest(batch(rows, device))
         outputs = self._remembered[name].get([row.key for row in rows], lambda places: frozen(batch([rows[place] for place in places], device)))
         return tower.rest(outputs.to(device))
 
@@ -86,15 +87,15 @@ class TwoTower(nn.Module):
 
         visual = self.model.visual
         if isinstance(visual, TimmModel) and _is_frozen(visual.trunk):
-            return _Tower(visual, visual.trunk, visual.head)
-        return _Tower(self.model.encode_image, self.model.encode_image if _is_frozen(visual) else None, nn.Identity())
+            return _Tower(visual.trunk, visual.head)
+        return _Tower(self.model.encode_image, nn.Identity()) if _is_frozen(visual) else _Tower(None, self.model.encode_image)
 
     def _text_tower(self) -> _Tower:
         text: Any = getattr(self.model, "text", None)
         if self._padding is not None and _is_frozen(text.transformer):
-            return _Tower(text, lambda tokens: _pooled(text, tokens), text.proj)
+            return _Tower(lambda tokens: _pooled(text, tokens), text.proj)
         frozen = not any(each.requires_grad for each in _text_weights(self.model))
-        return _Tower(self.model.encode_text, self.model.encode_text if frozen else None, nn.Identity())
+        return _Tower(self.model.encode_text, nn.Identity()) if frozen else _Tower(None, self.model.encode_text)
 
     def _batch_of_images(self, rows: Sequence[Row], device: torch.device) -> Tensor:
         return self._pixels.batch([row.pixels for row in rows if row.pixels is not None], device, next(self.model.parameters()).dtype)

@@ -16,6 +16,7 @@ from pipeline.encoders.saved import open_encoder
 from pipeline.testing import check_encoder
 from pipeline.training.batches import Told
 from pipeline.training.chunks import Rows
+from pipeline.training.gather import world
 from pipeline.training.gradcache import GradCache
 from pipeline.training.infonce import InfoNCE
 from pipeline.training.loop import train
@@ -103,6 +104,25 @@ def test_a_step_is_that_of_plain_open_clip(name, settings):
     assert set(found) == set(expected)
     for key, grad in expected.items():
         torch.testing.assert_close(found[key], grad, rtol=1e-3, atol=2e-5, msg=lambda said, key=key: f"{key}: {said}")
+
+
+def on_two_ranks(name):
+    """Gradients of a rank's part of the batch: 4 rows on the first, 2 on the second."""
+    model = loaded(name)
+    model.modules[0].eval()
+    queries, positives = prepared(model)
+    rows = slice(0, 4) if world()[0] == 0 else slice(4, 6)
+    if world()[1] == 1:
+        rows = slice(0, 6)
+    GradCache(model.embed, InfoNCE(**BOTH), model.modules, Rows(3)).step(queries[rows], positives[rows])
+    return {key: value.grad for key, value in model.modules[0].model.named_parameters() if value.grad is not None}
+
+
+def test_gradients_are_the_same_on_one_and_on_two_ranks(custom):
+    first, second = run_on_ranks(on_two_ranks, 2, custom)
+    for key, grad in on_two_ranks(custom).items():
+        torch.testing.assert_close(first[key], grad, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(second[key], first[key], rtol=0, atol=0)
 
 
 def test_a_locked_tower_does_not_move_and_its_head_does(custom):

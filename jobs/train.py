@@ -14,7 +14,7 @@ from pipeline.training.batches import Choice
 from pipeline.training.estimate import Estimate, estimate
 from pipeline.training.loop import Recipe, Task
 from pipeline.training.plan import Mixture
-from pipeline.training.run import RunAt, TrainReport, begin, done, ended, finished, task_of
+from pipeline.training.run import RunAt, TrainReport, begin, done, ended, finished, held, task_of
 from pipeline.training.settings import Feeding, Optimisation, Watching, Workers
 
 
@@ -54,14 +54,15 @@ def run(job: TrainJob) -> TrainReport:
 
     check_gpus(job.workers)
     task = _task(job)
-    begin(job.run, _settings(job))
-    try:
-        with running_ray(job.workers):
-            outcome = fit(task, job.workers)
-    except (ConfigError, JobFailed) as error:
-        ended(job.run, task, str(error))
-        raise
-    return done(job.run, outcome, task)
+    with held(job.run):
+        begin(job.run, _settings(job))
+        try:
+            with running_ray(job.workers):
+                outcome = fit(task, job.workers)
+        except (ConfigError, JobFailed, KeyboardInterrupt) as error:
+            ended(job.run, task, str(error) or "interrupted")
+            raise
+        return done(job.run, outcome, task)
 
 
 def _task(job: TrainJob) -> Task:

@@ -1,8 +1,10 @@
 """A training run before and after its workers: data sets prepared, settings checked and kept, the report. No Ray."""
 
+import contextlib
+import fcntl
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from pipeline.training.curves import check_tensorboard
 from pipeline.training.feed import Part, plan_of
 from pipeline.training.journal import Journal
 from pipeline.training.loop import JOURNAL, Outcome, Recipe, Task
-from pipeline.training.page import DataFacts, Facts, flat, write_page
+from pipeline.training.page import PAGE, DataFacts, Facts, flat, write_page
 from pipeline.training.plan import Plan
 from pipeline.training.settings import Feeding, Workers
 from pipeline.training.trainable import built
@@ -24,8 +26,8 @@ from pipeline.vlm.card import Card, DataSource
 
 log = logging.getLogger(__name__)
 
-SETTINGS, REPORT = "job.json", "report.json"
-"""What a run began with, and what came of it, in its folder."""
+SETTINGS, REPORT, LOCK = "job.json", "report.json", ".lock"
+"""What a run began with, what came of it, and who works on it, in its folder."""
 
 
 class RunAt(Model):
@@ -153,9 +155,20 @@ def _data_facts(plan: Plan, parts: Sequence[Part], held_out: Sequence[Prepared])
 
 
 def begin(at: RunAt, settings: dict[str, Any]) -> None:
-    """Keep what the run begins with."""
-    at.place.mkdir(parents=True, exist_ok=True)
+    """Keep what the run begins with. It must be held."""
     _write(at.place / SETTINGS, settings)
+
+
+@contextlib.contextmanager
+def held(at: RunAt) -> Iterator[None]:
+    """Hold the run while the block runs; the death of the process lets go of it. Raises ConfigError if another process holds it."""
+    at.place.mkdir(parents=True, exist_ok=True)
+    with (at.place / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{at.place} is under way in another process: wait for it, or give another run.name") from None
+        yield
 
 
 def done(at: RunAt, outcome: Outcome, task: Task) -> TrainReport:
@@ -180,6 +193,7 @@ def done(at: RunAt, outcome: Outcome, task: Task) -> TrainReport:
     )
     _write(at.place / REPORT, asdict(report))
     write_page(at.place, task.facts, lines, status="done")
+    log.info("%s is done; %s shows how it went", at.place, at.place / PAGE)
     return report
 
 

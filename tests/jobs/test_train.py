@@ -21,7 +21,7 @@ from pipeline.table.at import TableAt
 from pipeline.training.estimate import estimate
 from pipeline.training.journal import Journal
 from pipeline.training.loop import train
-from pipeline.training.run import finished
+from pipeline.training.run import finished, held
 from pipeline.vlm.message import Message
 from pipeline.vlm.saved import open_encoder
 from tests.training.pairs import Folder, deadly, job_values, losses, rows, write_pairs
@@ -188,6 +188,13 @@ def test_a_plan_says_what_a_run_would_do_and_where_it_would_go_on(place, monkeyp
     (under_way / "state.pt").write_bytes(b"x" * 100)
     again = estimate(_task(job(place, "planned", optimisation={"steps": 5})))
     assert (again.goes_on_at, again.checkpoint_bytes) == (3, 100 + len('{"position": {"step": 3}}'))
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(place, monkeypatch):
+    busy = job(place, "busy")
+    monkeypatch.setattr("pipeline.training.fit.fit", lambda *_: pytest.fail("nothing may start"))
+    with held(busy.run), pytest.raises(ConfigError, match="busy is under way in another process"):
+        run(busy)
 
 
 def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(place, cluster):

@@ -73,9 +73,30 @@ def prepare(dataset: Dataset, folder: str, storage_options: dict[str, str] | Non
     mark = fingerprint(dataset, units)
     options = storage_options or {}
     place = f"{folder.rstrip('/')}/{dataset.name}-{mark[:16]}"
-    if open_dataset(f"{place}.lance", options) is None:
-        _Preparation(dataset, reader, units, f"{place}", options).run()
-    return Prepared(dataset.name, f"{place}.lance", f"{place}.rejects.lance", options, dict(dataset.storage_options))
+    found = Prepared(dataset.name, f"{place}.lance", f"{place}.rejects.lance", options, dict(dataset.storage_options))
+    if open_dataset(found.path, options) is None:
+        _Preparation(dataset, reader, units, place, options).run()
+    else:
+        _check_again(dataset, found)
+    return found
+
+
+def _check_again(dataset: Dataset, found: Prepared) -> None:
+    """Rows that were prepared under a looser `max_rejects` than today's are refused."""
+    rejects = [reject for reject in found.rejects().to_pylist() if reject["reason"] != "unwanted"]
+    total = found.num_rows() + found.rejects().num_rows
+    if len(rejects) > dataset.max_rejects * total:
+        raise _refusal(dataset, _too_many(dataset, len(rejects), total), rejects, found.rejects_path)
+
+
+def _too_many(dataset: Dataset, bad: int, total: int) -> str:
+    return f"{bad} of {total} rows are bad, more than max_rejects={dataset.max_rejects} allows"
+
+
+def _refusal(dataset: Dataset, what: str, rejects: list[dict[str, Any]], path: str) -> ConfigError:
+    worst = [reject for reject in rejects if reject["reason"] != "unwanted"] or rejects
+    first = "; ".join(f"{reject['uri']}: {reject['reason']}: {reject['detail']}" for reject in worst[:3])
+    return ConfigError(f"data set {dataset.name!r}: {what}. {first or 'It has no rows'}. Mend them, raise max_rejects, or see {path}")
 
 
 def fingerprint(dataset: Dataset, units: pa.Table) -> str:
@@ -127,7 +148,7 @@ class _Preparation:
                 self.counts["good"] += len(good)
                 self.counts["bad"] += sum(reject["reason"] != "unwanted" for reject in bad)
                 if self.counts["bad"] > self.dataset.max_rejects * self.total:
-                    self._fail(f"{self.counts['bad']} of {self.total} rows are bad, more than max_rejects={self.dataset.max_rejects} allows")
+                    self._fail(_too_many(self.dataset, self.counts["bad"], self.total))
                 yield from pa.Table.from_pylist(good, schema=schema).to_batches()
         if not self.counts["good"]:
             self._fail(f"none of {self.total} rows can be trained on")
@@ -143,11 +164,7 @@ class _Preparation:
 
     def _fail(self, what: str) -> None:
         self._write_rejects()
-        worst = [reject for reject in self.rejects if reject["reason"] != "unwanted"] or self.rejects
-        first = "; ".join(f"{reject['uri']}: {reject['reason']}: {reject['detail']}" for reject in worst[:3])
-        raise ConfigError(
-            f"data set {self.dataset.name!r}: {what}. {first or 'It has no rows'}. Mend them, raise max_rejects, or see {self.place}.rejects.lance"
-        )
+        raise _refusal(self.dataset, what, self.rejects, f"{self.place}.rejects.lance")
 
     def _write_rejects(self) -> None:
         found, path = pa.Table.from_pylist(self.rejects, schema=PAIR_REJECT), f"{self.place}.rejects.lance"

@@ -89,6 +89,15 @@ def test_a_bad_row_ends_the_job_naming_file_and_row_and_a_policy_lets_it_pass(tm
     assert prepared.rejected() == {"no_positive": 1}
 
 
+def test_rows_that_a_looser_policy_let_pass_are_refused_under_a_stricter_one(tmp_path):
+    """What was prepared with bad rows was found again, whatever max_rejects had become."""
+    path = jsonl(tmp_path / "x.jsonl", [{"query": f"q{i}", "pos": ["a"] if i != 3 else []} for i in range(10)])
+    loose = prepare(flag(path, max_rejects=0.1), str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"1 of 10 rows are bad, more than max_rejects=0.05 allows. .*x.jsonl#3: no_positive"):
+        prepare(flag(path, max_rejects=0.05), str(tmp_path / "cache"))
+    assert prepare(flag(path, max_rejects=0.5), str(tmp_path / "cache")).path == loose.path
+
+
 def test_a_row_without_a_negative_is_a_fault_where_one_is_required(tmp_path):
     path = jsonl(tmp_path / "x.jsonl", [{"query": "q", "pos": ["a"], "neg": ["b"]}, {"query": "q", "pos": ["a"], "neg": []}])
     assert prepare(flag(path), str(tmp_path / "cache")).num_rows() == 2

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo demo-train test check chaos bench clean
+.PHONY: setup demo demo-slides demo-train test check chaos bench clean
 
 setup: .venv/ready
 

@@ -10,6 +10,7 @@ import yaml
 from jobs.embed import EmbedJob
 from jobs.index import IndexJob
 from jobs.search import SearchJob
+from jobs.slides import SlidesJob
 from jobs.train import TrainJob
 from pipeline.command import keys
 from pipeline.config import ConfigError, Ref, load
@@ -102,6 +103,8 @@ def test_every_shipped_embed_job_is_valid(path):
         (IndexJob, "jobs/index.yaml"),
         (SearchJob, "jobs/search.yaml"),
         (TrainJob, "jobs/train.yaml"),
+        (SlidesJob, "jobs/slides.yaml"),
+        (SlidesJob, "demo/slides.yaml"),
         (SearchJob, "demo/photos-search.yaml"),
         (SearchJob, "demo/products-search.yaml"),
     ],

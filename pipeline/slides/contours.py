@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +50,28 @@ def _smoothed(ring: np.ndarray) -> np.ndarray:
     return smooth
 
 
-def geojson(parts: Sequence[Polygon], *, name: str = "Tissue", offset: tuple[int, int] = (0, 0)) -> str:
-    """A FeatureCollection of annotations, as QuPath reads it.
-
-    `offset`: (x, y) of the slide's bounds; QuPath counts from their corner, Tessera from that of the full image.
-    """
-    return json.dumps({"type": "FeatureCollection", "features": [_feature(part, name, offset) for part in parts]}, separators=(",", ":"))
+def geojson(parts: Sequence[Polygon], *, name: str = "Tissue") -> str:
+    """A FeatureCollection of annotations as QuPath reads it, px of level 0 of the full image."""
+    return _collection([_feature(part, name) for part in parts])
 
 
-def _feature(part: Polygon, name: str, offset: tuple[int, int]) -> dict[str, object]:
+def _collection(features: Sequence[dict[str, Any]]) -> str:
+    return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+
+
+def _feature(part: Polygon, name: str) -> dict[str, Any]:
     # GeoJSON, RFC 7946 3.1.6: a ring ends where it began.
-    rings = [(np.concatenate([ring, ring[:1]]) - offset).round(1).tolist() for ring in (part.exterior, *part.holes)]
+    rings = [np.concatenate([ring, ring[:1]]).round(1).tolist() for ring in (part.exterior, *part.holes)]
     properties = {"objectType": "annotation", "classification": {"name": name, "color": [47, 111, 94]}}
     return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": rings}, "properties": properties}
+
+
+def for_qupath(contour: str, bounds: Sequence[int] | None) -> str:
+    """The GeoJSON of a slide's row, counted as QuPath counts: from the corner of the scanned part, where a format has one."""
+    if not bounds:
+        return contour
+    features = json.loads(contour)["features"]
+    for feature in features:
+        rings = feature["geometry"]["coordinates"]
+        feature["geometry"]["coordinates"] = [(np.array(ring) - bounds[:2]).round(1).tolist() for ring in rings]
+    return _collection(features)

@@ -8,13 +8,14 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.page import page, safe
+from pipeline.slides.contours import for_qupath
 from pipeline.slides.ledger import slide_rows
 from pipeline.slides.pictures import picture
 from pipeline.table.at import TableAt
@@ -55,7 +56,7 @@ def write_page(slides: Iterable[Row], folder: Path, *, grids: Sequence[Grid], ti
 
 
 def _drawn(slides: Iterable[Row], folder: Path, grids: Sequence[Grid]) -> Iterator[Row]:
-    """The rows without their blobs, each with `picture`: the path from the page to its picture, or None."""
+    """The rows without their blobs, each with `picture` and `outline`: the paths from the page to them, or None."""
     rows = iter(slides)
     with ThreadPoolExecutor(DRAWN_AT_ONCE) as threads:
         while batch := list(islice(rows, 4 * DRAWN_AT_ONCE)):
@@ -63,15 +64,23 @@ def _drawn(slides: Iterable[Row], folder: Path, grids: Sequence[Grid]) -> Iterat
 
 
 def _with_picture(row: Row, folder: Path, grids: Sequence[Grid]) -> Row:
-    told = {name: value for name, value in row.items() if name not in BLOBS}
+    told = {name: value for name, value in row.items() if name not in BLOBS} | {"picture": None, "outline": None}
     if row["thumbnail"] is None:
-        return told | {"picture": None}
-    name = f"{PICTURES}/{_digest(row, grids)}.jpg"
+        return told
+    stem = f"{PICTURES}/{_digest(row, grids)}"
+    told["picture"] = _once(folder, f"{stem}.jpg", lambda: picture(row, grids) or b"")
+    if row["contour"]:
+        told["outline"] = _once(folder, f"{stem}.geojson", lambda: for_qupath(row["contour"], row["bounds"]).encode())
+    return told
+
+
+def _once(folder: Path, name: str, make: Callable[[], bytes]) -> str:
+    """`name`, made unless it is there."""
     if not (folder / name).exists():
         partial = folder / f"{name}.{uuid.uuid4().hex}"  # two slides may have one picture, drawn by two threads
-        partial.write_bytes(picture(row, grids) or b"")
+        partial.write_bytes(make())
         partial.replace(folder / name)
-    return told | {"picture": name}
+    return name
 
 
 def _digest(row: Row, grids: Sequence[Grid]) -> str:
@@ -125,12 +134,12 @@ input:focus-visible + label { outline: 2px solid var(--mark); outline-offset: 2p
 dl { margin: .5rem 0 0; display: grid; grid-template-columns: auto 1fr; gap: 0 .8rem; font-size: .8rem }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere; text-align: right }
 .look { margin: .5rem 0 0; padding-left: 1.1rem; font-size: .8rem; color: #b9770e; overflow-wrap: anywhere }
-.uri { margin: .5rem 0 0; color: var(--soft); font-size: .75rem; overflow-wrap: anywhere }
+.uri { margin: .5rem 0 0; color: var(--soft); font-size: .75rem; overflow-wrap: anywhere } a { color: var(--mark) }
 """
 
 
 def html(rows: Sequence[Row], *, title: str, subtitle: str = "") -> str:
-    """The page of rows that have `picture`. Everything that comes from the table is escaped."""
+    """The page of rows that have `picture` and `outline`. Everything that comes from the table is escaped."""
     counts = Counter(row["status"] for row in rows)
     present = [status for status in ORDER if counts[status]]
     filters = [_filter("all", len(rows), checked=True), *(_filter(status, counts[status]) for status in present)]
@@ -169,9 +178,16 @@ def _card(row: Row) -> str:
         f'<p class="reason">{safe(reason)}</p>' if reason else "",
         f"<dl>{facts}</dl>" if facts else "",
         f'<ul class="look">{look}</ul>' if look else "",
-        f'<p class="uri">{safe(row["id"])}</p>',
+        f'<p class="uri">{safe(row["id"])}{_outline(row)}</p>',
     ]
     return f'<li class="{safe(row["status"])}">{well}<div class="body">{top}{"".join(parts)}</div></li>'
+
+
+def _outline(row: Row) -> str:
+    if not row["outline"]:
+        return ""
+    name = f"{Path(row['slide_id']).stem}.geojson"
+    return f' <a href="{safe(row["outline"])}" download="{safe(name)}">outline for QuPath</a>'
 
 
 def _facts(row: Row) -> dict[str, str]:

@@ -23,7 +23,7 @@ def test_a_run_leaves_a_page_of_all_slides_and_a_rerun_renews_it(tmp_path):
     text = (tmp_path / "page" / "index.html").read_text()
     assert re.findall(r"<b>(\w+\.svs)</b>", text) == ["empty.svs", "good.svs"]  # the one that failed comes first
     assert "zero bytes" in text and str(lab.db) in text
-    [picture] = (tmp_path / "page" / "pictures").iterdir()
+    [picture] = (tmp_path / "page" / "pictures").glob("*.jpg")
     assert Image.open(picture).width == 1024
     assert max(Image.open(io.BytesIO(lab.slides()["good.svs"]["thumbnail"])).size) == 200  # finer than tissue is looked for, at 8 um
     drawn = picture.stat().st_mtime_ns

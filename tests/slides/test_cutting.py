@@ -5,8 +5,10 @@ import pytest
 
 from pipeline.slides import BadTile
 from pipeline.slides.cutting import on_white, overview, resized, tile_pixels
+from pipeline.slides.opening import open_slide
 from pipeline.tiles import Grid, WrongScale, cut_for
 from tests.slides.arrays import ArraySlide
+from tests.slides.build import drawn_textures, write_svs, zero_tile
 
 
 def noise(height, width, seed=0):
@@ -94,6 +96,17 @@ def test_damage_in_every_level_costs_only_its_surroundings():
     assert (view.rgb[view.unread] == 255).all() and (view.rgb[~view.unread] == 100).all()
     with pytest.raises(BadTile):
         tile_pixels(slide, (1024, 1536), cut=cut_for(Grid(mpp=0.5), mpp=0.5, downsamples=[1.0, 4.0]))
+
+
+def test_a_zeroed_tile_of_a_real_file_is_where_it_was_and_nowhere_else(tmp_path):
+    image = drawn_textures()["dense"]
+    path = write_svs(tmp_path / "a.svs", np.tile(image, (4, 4, 1)), downsamples=())
+    before = overview(open_slide(str(path)), mpp=0.5)
+    zero_tile(path, (600, 600))
+    after = overview(open_slide(str(path)), mpp=0.5)
+    assert after.unread[600 // 16, 600 // 16]
+    assert after.unread.sum() <= (256 / 16 + 2 * 16) ** 2  # the stored tile, and the rest of the blocks that touch it
+    assert (after.rgb[~after.unread] == before.rgb[~after.unread]).all()
 
 
 def test_a_slide_coarser_than_the_overview_is_shown_as_it_is():

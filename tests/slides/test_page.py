@@ -1,7 +1,9 @@
 """The index of a run: every slide is there, the ones that need a look first, and nothing from a file name runs as code."""
 
+import json
 import re
 
+import numpy as np
 import pytest
 
 from pipeline.slides.page import html, suspicions, write_page
@@ -23,7 +25,7 @@ class Slides(Page):
 
 
 def page(*rows):
-    return Slides(html([{"picture": None, **row} for row in rows], title="slides"))
+    return Slides(html([{"picture": None, "outline": None, **row} for row in rows], title="slides"))
 
 
 def test_a_slide_says_what_it_is_and_what_became_of_it():
@@ -70,7 +72,7 @@ def test_those_that_need_a_look_come_first():
 
 def test_every_status_is_counted_and_can_be_chosen_alone():
     rows = [slide_row(slide_id=f"{status}{i}.svs", status=status) for i, status in enumerate([*STATUSES, "ok", "ok"])]
-    text = html([row | {"picture": None} for row in rows], title="slides")
+    text = html([row | {"picture": None, "outline": None} for row in rows], title="slides")
     found = dict(re.findall(r'<label for="f-(\w+)"[^>]*>[^<]*<b>(\d+)</b>', text))
     assert found == {"all": str(len(rows))} | {status: "3" if status == "ok" else "1" for status in STATUSES}
     for status in STATUSES:
@@ -109,14 +111,23 @@ def test_pictures_lie_beside_the_page_and_are_drawn_once(tmp_path):
     rows.append(slide_row(slide_id="bad.svs", status="failed", reason="unreadable"))
     target = write_page(iter(rows), tmp_path / "new", grids=GRIDS, title="slides")
     assert target == tmp_path / "new" / "index.html"
-    pictures = sorted((tmp_path / "new" / "pictures").iterdir())
+    pictures = sorted((tmp_path / "new" / "pictures").glob("*.jpg"))
     assert len(pictures) == 3
     text = target.read_text()
     assert all(text.count(f'src="pictures/{picture.name}"') == 1 for picture in pictures)
     assert text.count('loading="lazy"') == 3 and "no picture" in text and len(text) < 20_000
-    before = {picture: picture.stat().st_mtime_ns for picture in pictures}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "new" / "pictures").iterdir()}
     rows[0] |= {"embedded": 5}
     write_page(iter(rows), tmp_path / "new", grids=GRIDS, title="slides")
-    assert {picture: picture.stat().st_mtime_ns for picture in sorted((tmp_path / "new" / "pictures").iterdir())} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "new" / "pictures").iterdir()} == before
     write_page(iter(rows), tmp_path / "new", grids=[Grid(mpp=2.0)], title="slides")
-    assert len(list((tmp_path / "new" / "pictures").iterdir())) == 6
+    assert len(list((tmp_path / "new" / "pictures").glob("*.jpg"))) == 6
+
+
+def test_the_outline_of_each_slide_can_be_taken_to_qupath(tmp_path):
+    row = seen_row(disc(), slide_id="a/one.svs") | {"bounds": [800, 600, 4000, 3000]}
+    text = write_page([row], tmp_path, grids=GRIDS, title="slides").read_text()
+    [outline] = (tmp_path / "pictures").glob("*.geojson")
+    assert f'href="pictures/{outline.name}" download="one.geojson"' in text
+    ring, here = (np.array(json.loads(found)["features"][0]["geometry"]["coordinates"][0]) for found in (outline.read_text(), row["contour"]))
+    np.testing.assert_allclose(here - ring, np.broadcast_to([800, 600], ring.shape), atol=0.11)

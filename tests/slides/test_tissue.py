@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.slides.contours import geojson, polygons
+from pipeline.slides.contours import for_qupath, geojson, polygons
 from pipeline.slides.cutting import overview
 from pipeline.slides.tissue import BadMask, Saturation, find_tissue, pen
 from tests.slides.arrays import ArraySlide, overview_of
@@ -155,7 +155,9 @@ def test_a_rectangles_outline_is_its_edges_and_its_hole():
 def test_geojson_is_what_qupath_reads():
     mask = np.zeros((30, 40), bool)
     mask[10:20, 5:25] = True
-    found = json.loads(geojson(polygons(mask, size=(640, 480)), offset=(80, 100)))
+    contour = geojson(polygons(mask, size=(640, 480)))
+    assert for_qupath(contour, None) == contour
+    found = json.loads(for_qupath(contour, [80, 100, 500, 300]))
     [feature] = found["features"]
     assert found["type"] == "FeatureCollection" and feature["properties"]["objectType"] == "annotation"
     [ring] = feature["geometry"]["coordinates"]

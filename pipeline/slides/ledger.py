@@ -13,7 +13,8 @@ from pipeline.table.contents import id_predicate, quoted
 from schemas.slides import SLIDE
 
 SUFFIX = ".slides"
-SMALL = [name for name in SLIDE.names if name not in ("mask", "thumbnail", "contour")]
+LARGE = ["mask", "thumbnail", "contour"]
+SMALL = [name for name in SLIDE.names if name not in LARGE]
 """All columns but those that are large."""
 
 
@@ -30,7 +31,7 @@ def slide_rows(
 
 
 def record_slides(at: TableAt, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Write SLIDE rows, each in the place of the one with its id; returns how many were written.
+    """Write SLIDE rows, each in the place of the one with its id; returns how many were written. Large columns that a row leaves out stay.
 
     A row that says no more than the one that is there, of another run at the same time, is not written.
     """
@@ -49,6 +50,9 @@ def _record(at: TableAt, rows: Sequence[Mapping[str, Any]]) -> int:
     if fresh:
         dataset = swap.insert(dataset, _fragments(fresh, dataset, at), at.options)
     if other:
+        bare = [row["id"] for row in other if not set(LARGE) <= set(row)]
+        large = {row["id"]: row for row in dataset.to_table(columns=["id", *LARGE], filter=id_predicate(bare)).to_pylist()} if bare else {}
+        other = [large.get(row["id"], {}) | dict(row) for row in other]
         swap.replace(dataset, _fragments(other, dataset, at), [row["id"] for row in other], at.options)
     return len(fresh) + len(other)
 

@@ -1,0 +1,109 @@
+"""Slides with every fault that the field has met: each gets its status, and costs no other slide a tile."""
+
+import numpy as np
+import pytest
+
+from tests.slides.build import Piece, Scene, cut, drawn_textures, half_zero_tile, render, write_svs, write_tiff, zero_tile
+from tests.slides.runs import Lab, canvas, vectors, write
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path / "slides", tmp_path / "db")
+
+
+def glass(path, *, pen=False):
+    line = ((100.0, 60.0), (250.0, 300.0), (420.0, 80.0))
+    scene = Scene(512, 384, (), pen=line if pen else (), pen_um=80)
+    return write_svs(path, render(scene, drawn_textures(), mpp=0.5).image)
+
+
+def test_every_fault_has_its_status_and_costs_no_other_slide_a_tile(lab):
+    folder = lab.folder
+    write(folder / "sound.svs", 1)
+    write(folder / "zeroed.svs", 2)
+    zero_tile(folder / "zeroed.svs", (300, 380))
+    write(folder / "half.svs", 3)
+    half_zero_tile(folder / "half.svs", (300, 380))
+    write(folder / "short.svs", 4)
+    cut(folder / "short.svs")
+    (folder / "empty.svs").write_bytes(b"")
+    (folder / "wrong.svs").write_text("a letter, not a slide")
+    write(folder / "a" / "twin.svs", 5)
+    write(folder / "b" / "twin.svs", 6)
+    write_tiff(folder / "nompp.tiff", canvas(7).image, mpp=None)
+    write(folder / "dense.svs", 8, mpp=1.0, said=1.0)
+    write_tiff(folder / "dpi.tiff", canvas(9).image, mpp=None, dpi=72)
+    write_tiff(folder / "square.tiff", canvas(10).image, mpp=(0.45, 0.5))
+    cores = tuple(Piece("dense", 90.0 + 160 * i, 100.0 + 170 * j, 45.0) for i in range(3) for j in range(2))
+    write_svs(folder / "array.svs", render(Scene(512, 384, cores), drawn_textures(), mpp=0.5).image)
+    glass(folder / "blank.svs")
+    glass(folder / "pen.svs", pen=True)
+
+    report = lab.run()
+    statuses = lab.statuses()
+    assert (
+        statuses["sound.svs"] == statuses["a/twin.svs"] == statuses["b/twin.svs"] == statuses["square.tiff"] == statuses["array.svs"] == ("ok", None)
+    )
+    assert statuses["zeroed.svs"] == statuses["half.svs"] == ("partial", "bad_tiles")
+    assert statuses["empty.svs"] == ("failed", "empty")
+    assert statuses["wrong.svs"][0] == "failed"
+    assert statuses["nompp.tiff"] == statuses["dpi.tiff"] == ("needs_mpp", "no_mpp")
+    assert statuses["dense.svs"] == ("failed", "too_coarse")
+    assert statuses["blank.svs"] == ("no_tissue", "blank")
+    assert statuses["pen.svs"] == ("no_tissue", "pen_only")
+    assert statuses["short.svs"] == ("partial", "bad_tiles")
+    assert report.tiles.rejects.keys() <= {"corrupt_tile"}
+
+    slides = lab.slides()
+    assert slides["square.tiff"]["mpp"] == pytest.approx(np.sqrt(0.45 * 0.5))
+    assert slides["square.tiff"]["mpp_flags"] == ["anisotropic"]
+    for name in ("zeroed.svs", "half.svs"):
+        row = slides[name]
+        assert row["rejected"] == 4, "a stored tile of 256 px is four of the grid's"
+        assert len(row["bad_tiles"]) == 4
+        assert row["embedded"] == len(lab.tiles(name)) == row["tiles"] - 4
+    for tile in lab.tiles().values():
+        assert tile["white_frac"] < 0.95
+        assert tile["black_frac"] < 0.5
+    assert len(lab.tiles("sound.svs")) == slides["sound.svs"]["tiles"] > 0
+    assert len(lab.tiles("array.svs")) == slides["array.svs"]["tiles"] > 0
+
+    again = lab.run()
+    assert (again.opened, again.unchanged, again.tiles.commits) == (0, 16, 0)
+
+    told = lab.run(slides={"mpp": 0.5})
+    assert lab.statuses()["nompp.tiff"] == lab.statuses()["dpi.tiff"] == ("ok", None)
+    assert told.tiles.written == sum(lab.slides()[name]["tiles"] for name in ("nompp.tiff", "dpi.tiff"))
+
+
+@pytest.mark.parametrize(("how", "reason"), [("kill", "worker_died"), ("hang", "worker_died"), ("raise", "mask_failed")])
+def test_a_slide_that_ends_its_worker_costs_itself_only(lab, how, reason):
+    for seed in range(2):
+        write(lab.folder / f"{seed}.svs", seed)
+    deadly = canvas(3).image[:512]
+    write_svs(lab.folder / "deadly.svs", deadly)
+    mask = {"target": "tests.slides.faults:Deadly", "args": {"how": how}}
+    report = lab.run(survey={"mask": mask}, limits={"slide_timeout_s": 4})
+    assert lab.statuses() == {"0.svs": ("ok", None), "1.svs": ("ok", None), "deadly.svs": ("failed", reason)}
+    assert report.bad
+
+
+def test_a_slide_that_is_replaced_while_it_is_read_is_never_mixed(lab, tmp_path):
+    slide = write(lab.folder / "a.svs", 1)
+    write(lab.folder / "b.svs", 2)
+    other = write(tmp_path / "other.svs", 3)
+    encoder = {"target": "tests.slides.faults:Replaces", "args": {"dim": 16, "file": str(slide), "by": str(other)}}
+    report = lab.run(encoder=encoder, compute={"threads": 1})
+    assert report.status == "failed"
+    assert lab.statuses() == {"a.svs": ("failed", "changed"), "b.svs": ("ok", None)}
+    assert lab.tiles("a.svs") == {}
+    report = lab.run(encoder=encoder)
+    assert (report.status, report.opened) == ("done", 1)
+    assert lab.statuses()["a.svs"] == ("ok", None)
+    fresh = Lab(lab.folder, lab.db, name="fresh")
+    fresh.run()
+    assert set(fresh.tiles()) == set(lab.tiles())
+    np.testing.assert_array_equal(vectors(fresh.tiles()), vectors(lab.tiles()))

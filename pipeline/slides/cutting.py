@@ -20,8 +20,8 @@ WHITE = (255, 255, 255)
 
 def tile_pixels(slide: Slide, place: tuple[int, int], *, cut: Cut, white: tuple[int, int, int] = WHITE) -> np.ndarray:
     """One tile: uint8 (P, P, 3) from `place` (x, y), px of level 0. What lies outside the slide is `white`. Raises BadTile."""
-    rgba = slide.read(place, level=cut.level, size=(cut.read_px, cut.read_px))
-    return resized(on_white(rgba, white), (cut.tile_px, cut.tile_px))
+    rgb = slide.read_rgb(place, level=cut.level, size=(cut.read_px, cut.read_px), white=white)
+    return resized(rgb, (cut.tile_px, cut.tile_px))
 
 
 def on_white(rgba: np.ndarray, white: tuple[int, int, int] = WHITE) -> np.ndarray:

@@ -21,7 +21,7 @@ def preamble(level: Stored) -> bytes:
 
 
 def decode(data: bytes, before: bytes, *, into: np.ndarray, where: str) -> None:
-    """Decode into RGBA uint8 (height, width, 4), opaque. `before`: of `preamble`. Raises BadTile.
+    """Decode into RGB uint8 (height, width, 3). `before`: of `preamble`. Raises BadTile.
 
     Accurate DCT and upsampling, as OpenSlide; what libjpeg-turbo only warns of (a stream that ends early, bytes that are no
     code) is an error here, because such a tile is grey or shifted from there on.
@@ -29,7 +29,7 @@ def decode(data: bytes, before: bytes, *, into: np.ndarray, where: str) -> None:
     if not data.startswith(START):
         raise BadTile(f"{where}: the stored tile is no JPEG, it begins with {data[:4].hex() or 'nothing'}")
     try:
-        pixels = simplejpeg.decode_jpeg(before + data[2:], colorspace="RGBA", strict=True, buffer=into)
+        pixels = simplejpeg.decode_jpeg(before + data[2:], colorspace="RGB", strict=True, buffer=into)
     except ValueError as error:
         raise BadTile(f"{where}: {error}") from error
     if pixels.shape != into.shape:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.config import ConfigError
 from pipeline.slides import BadSlide, BadTile, SlideInfo
+from pipeline.slides.cutting import on_white
 
 
 def openslide() -> Any:
@@ -56,6 +57,10 @@ class Native:
         if _state(self._path) != self._state:
             raise BadTile("the file was changed while it was read; run again when it is complete")
         return pixels
+
+    def read_rgb(self, place: tuple[int, int], *, level: int, size: tuple[int, int], white: tuple[int, int, int]) -> np.ndarray:
+        """As Slide.read_rgb."""
+        return on_white(self.read(place, level=level, size=size), white)
 
     def _again(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
         """By a handle of its own: after an error a handle fails for every thread, also for those whose region is sound."""

@@ -209,6 +209,7 @@ class _Cached:
     def __init__(self, slide: Slide, entry: Entry) -> None:
         self.info = slide.info
         self.read = slide.read
+        self.read_rgb = slide.read_rgb
         self._slide = slide
         self._entry = entry
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from pipeline.slides import BadTile, SlideInfo
 from pipeline.slides.jpeg import decode, preamble
+from pipeline.slides.opencv import cv2
 from pipeline.slides.ranges import Ranges
 from pipeline.slides.tiff import Stored
 
 CACHE_BYTES = 64 * 2**20
-"""Decoded tiles kept per open slide: 256 of 256 px. Two rows of tiles suffice to decode each only once on a shifted grid."""
+"""Decoded tiles kept per open slide: 341 of 256 px. Two rows of tiles suffice to decode each only once on a shifted grid."""
 Key = tuple[int, int]
 """Level and number of a stored tile."""
 
@@ -29,15 +30,32 @@ class TiledJpeg:
         self._ranges = ranges
         self._levels = levels
         self._before = [preamble(level) for level in levels]
-        tile_bytes = max(level.tile_width * level.tile_height * 4 for level in levels)
+        self._dense = [bool(level.lengths.all()) for level in levels]
+        tile_bytes = max(level.tile_width * level.tile_height * 3 for level in levels)
         self._kept = _Kept(min(CACHE_BYTES // tile_bytes, sum(len(level.offsets) for level in levels)) or 1, tile_bytes)
 
     def read(self, place: tuple[int, int], *, level: int, size: tuple[int, int]) -> np.ndarray:
         """As Slide.read. The region begins at the whole px of `level` that is nearest to `place`: nothing is interpolated."""
+        return self._filled(np.zeros((size[1], size[0], 4), np.uint8), place, level)
+
+    def read_rgb(self, place: tuple[int, int], *, level: int, size: tuple[int, int], white: tuple[int, int, int]) -> np.ndarray:
+        """As Slide.read_rgb."""
+        region = np.empty((size[1], size[0], 3), np.uint8)
+        if not self._covers(place, level, size):
+            region[:] = white
+        return self._filled(region, place, level)
+
+    def _covers(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> bool:
+        """Whether the slide has every px of a region."""
+        stored, downsample = self._levels[level], self.info.levels[level].downsample
+        ends = (place[0] / downsample + size[0] + 1, place[1] / downsample + size[1] + 1)
+        return self._dense[level] and min(place) >= 0 and ends[0] <= stored.width and ends[1] <= stored.height
+
+    def _filled(self, region: np.ndarray, place: tuple[int, int], level: int) -> np.ndarray:
+        """`region`, RGBA or RGB, with what is stored of it."""
         stored, downsample = self._levels[level], self.info.levels[level].downsample
         left, top = floor(place[0] / downsample + 0.5), floor(place[1] / downsample + 0.5)
-        width, height = size
-        region = np.zeros((height, width, 4), np.uint8)
+        height, width = region.shape[:2]
         if left >= stored.width or top >= stored.height:
             return region
         first_column, last_column = max(left, 0) // stored.tile_width, (min(left + width, stored.width) - 1) // stored.tile_width
@@ -67,10 +85,10 @@ class TiledJpeg:
             raise BadTile(f"{where}: the file ends before it; it has {self._ranges.size} bytes, and the tile is at {offset} to {offset + length}")
         data = self._ranges.read(offset, length)
         memory = self._kept.room()
-        tile = memory[: stored.tile_height * stored.tile_width * 4].reshape(stored.tile_height, stored.tile_width, 4)
+        tile = memory[: stored.tile_height * stored.tile_width * 3].reshape(stored.tile_height, stored.tile_width, 3)
         try:
             decode(data, self._before[level], into=tile, where=where)
-            target[:] = tile[part]
+            _put(tile[part], target)
         except BaseException:
             self._kept.give_back(memory)
             raise
@@ -100,7 +118,7 @@ class _Kept:
             if found is None:
                 return False
             self._tiles.move_to_end(key)
-            target[:] = found[1][part]
+            _put(found[1][part], target)
             return True
 
     def room(self) -> np.ndarray:
@@ -125,3 +143,11 @@ class _Kept:
         """No tile came of it."""
         with self._lock:
             self._free.append(memory)
+
+
+def _put(part: np.ndarray, target: np.ndarray) -> None:
+    """RGB into RGB, or into opaque RGBA."""
+    if target.shape[2] == 3:
+        target[:] = part
+    else:
+        cv2.cvtColor(part, cv2.COLOR_RGB2RGBA, dst=target)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from pipeline.slides import BadTile, Level, SlideInfo
-from pipeline.slides.cutting import Overview
+from pipeline.slides.cutting import Overview, on_white
 
 
 class ArraySlide:
@@ -29,6 +29,9 @@ class ArraySlide:
         part = self.pyramid[level][y : y + size[1], x : x + size[0]]
         found[: part.shape[0], : part.shape[1]] = part
         return found
+
+    def read_rgb(self, place, *, level, size, white):
+        return on_white(self.read(place, level=level, size=size), white)
 
     def close(self):
         pass

@@ -50,6 +50,8 @@ def assert_same_pixels(path, *, count):
         ours, theirs = (slide.read(place, level=level, size=size) for slide in (fast, slow))
         assert ours.shape == (size[1], size[0], 4)
         assert np.array_equal(ours, theirs), (level, place, size)
+        ours, theirs = (slide.read_rgb(place, level=level, size=size, white=(240, 250, 230)) for slide in (fast, slow))
+        assert np.array_equal(ours, theirs), (level, place, size)
     fast.close()
     slow.close()
 

@@ -44,6 +44,8 @@ class Told:
 
     message: Message
     instruction: str
+    uri: str = ""
+    """Of its row, for errors."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def collate(rows: pa.Table, epochs: np.ndarray, choice: Choice, *, step: int, im
             rejects.append(_rejected(row, bad, choice))
     if not good:
         raise ConfigError(f"none of {len(chosen)} rows of step {step} can be used; the first: {rejects[0]['uri']}: {rejects[0]['detail']}")
-    queries = [Told(messages[0], row["instruction_q"]) for row, messages in good]
-    documents = [[Told(message, row["instruction_d"]) for message in messages[1:]] for row, messages in good]
+    queries = [Told(messages[0], row["instruction_q"], row["uri"]) for row, messages in good]
+    documents = [[Told(message, row["instruction_d"], row["uri"]) for message in messages[1:]] for row, messages in good]
     negatives = [own[1:] for own in documents]
     return Batch(
         queries=queries,

@@ -77,10 +77,12 @@ class TrainOpenClip:
         """An image at the model's size, or the tokens of a text. Raises ConfigError for what a two-tower model cannot take."""
         text, images = told.message.text, told.message.images
         if told.instruction:
-            raise ConfigError(f"a model of two towers takes no instruction, and a row has {told.instruction!r}; leave it out of the data set")
+            raise ConfigError(
+                f"{told.uri}: a model of two towers takes no instruction, and this row has {told.instruction!r}; leave it out of the data set"
+            )
         if len(images) > 1 or (images and text):
             raise ConfigError(
-                f"a model of two towers takes an image or a text, and a row has {len(images)} images and the text {text[:60]!r}; "
+                f"{told.uri}: a model of two towers takes an image or a text, and this has {len(images)} images and the text {text[:60]!r}; "
                 "train a vision-language model on it (pipeline.training.vlm:TrainVlm)"
             )
         if images:

@@ -98,8 +98,8 @@ class TrainSentence:
         """The tokens of a text. Raises ConfigError for a row with an image."""
         if told.message.images:
             raise ConfigError(
-                "a sentence encoder takes texts, and a row has an image; train a two-tower model (pipeline.training.openclip:TrainOpenClip) "
-                "or a vision-language model (pipeline.training.vlm:TrainVlm) on it"
+                f"{told.uri}: a sentence encoder takes texts, and this row has an image; train a model of two towers "
+                "(pipeline.training.openclip:TrainOpenClip) or a vision-language model (pipeline.training.vlm:TrainVlm) on it"
             )
         prompt = told.instruction or self._prompt(query=query)
         tokens = self._loaded().tokenise([prompt + told.message.text])

@@ -198,7 +198,10 @@ def test_nothing_to_train_is_an_error(clip):
 @pytest.mark.parametrize(
     ("told", "problem"),
     [
-        (Told(Message("a", (np.zeros((2, 2, 3), np.uint8),)), ""), "takes an image or a text, and a row has 1 images and the text 'a'"),
+        (
+            Told(Message("a", (np.zeros((2, 2, 3), np.uint8),)), "", "x.jsonl#7"),
+            "x.jsonl#7: .* takes an image or a text, and this has 1 images and the text 'a'",
+        ),
         (Told(Message("a"), "Find it"), "takes no instruction"),
     ],
 )

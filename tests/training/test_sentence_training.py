@@ -140,8 +140,8 @@ def test_parts_are_trained_and_wrong_settings_are_told(folder):
         TrainSentence(str(folder), lora={}, parts=["x"])
     with pytest.raises(ConfigError, match="max_tokens=999 must lie between"):
         TrainSentence(str(folder), max_tokens=999)
-    with pytest.raises(ConfigError, match="a row has an image"):
-        model.prepare(Told(Message("", (np.zeros((2, 2, 3), np.uint8),)), ""), query=True)
+    with pytest.raises(ConfigError, match=r"x\.jsonl#7: .*this row has an image"):
+        model.prepare(Told(Message("", (np.zeros((2, 2, 3), np.uint8),)), "", "x.jsonl#7"), query=True)
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(folder, tmp_path):

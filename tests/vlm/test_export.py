@@ -10,6 +10,7 @@ from PIL import Image, ImageFont
 from sentence_transformers import SentenceTransformer
 
 from pipeline.config import ConfigError, Ref
+from pipeline.encoders.saved import open_encoder as open_any
 from pipeline.vlm.backbone import load_backbone
 from pipeline.vlm.base import base_of
 from pipeline.vlm.card import Card, DataSource, card_text
@@ -126,6 +127,17 @@ def test_saving_leaves_the_model_that_is_trained_as_it_was(folder_of, tmp_path):
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
     assert preparer.processor.chat_template == template and preparer.tokenizer.padding_side == "left"
+
+
+def test_a_saved_encoder_knows_the_run_that_made_it_and_its_vectors_do_not(folder_of, tmp_path):
+    model, preparer = wrapped(folder_of("qwen2_vl"), Sizes())
+    trained = CARD.model_copy(update={"data": (DataSource(name="pairs", rows=7),)})
+    first = save_encoder(tmp_path / "one", model, preparer=preparer, spec=EncoderSpec(), card=trained)
+    second = save_encoder(tmp_path / "two", model, preparer=preparer, spec=EncoderSpec(), card=CARD.model_copy(update={"data": ()}))
+    assert first.fingerprint == second.fingerprint
+    encoder = open_any(str(tmp_path / "one"))
+    assert (encoder.training["run"], encoder.training["data"][0]["rows"]) == (CARD.name, 7)
+    assert open_any(str(tmp_path / "two")).training == {}
 
 
 def test_an_adapter_alone_loads_everywhere_on_its_base(folder_of, tmp_path):

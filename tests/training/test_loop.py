@@ -170,3 +170,23 @@ def test_the_learning_rate_rises_and_falls():
     cosine = Optimisation(learning_rate=2.0, warmup=0.0, decay="cosine")
     assert [cosine.rate_at(step, 4) for step in range(4)] == pytest.approx([1 + np.cos(np.pi * step / 4) for step in range(4)])
     assert Optimisation(learning_rate=3.0, warmup=0.0, decay="constant").rate_at(7, 8) == 3.0
+
+
+def test_patience_and_the_best_weights_survive_an_interruption(place):
+    sections = {"optimisation": {"learning_rate": 1e-12, "steps": 50}, "watching": {"patience": 3, "evaluate_every": 1, "checkpoint_every": 1}}
+    task = task_of(place, "patient", run={"tensorboard": True}, **sections)
+    interrupted(task, 2)
+    outcome = train(task, Folder(f"{task.folder}/checkpoints"), CPU)
+    assert (outcome.steps, outcome.rows, outcome.best_step) == (3, 8, 0)
+    assert [line["event"] for line in journal(task.folder) if "event" in line] == ["begun", "resumed", "early_stop"]
+    assert "ended early" in (Path(task.folder) / "report.html").read_text()
+    assert len(list((Path(task.folder) / "tensorboard").iterdir())) == 2
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_weights_as_they_are(place, whole):
+    _, folder = in_one_go(place, "autocast", optimisation={"autocast": "bfloat16"})
+    state = torch.load(f"{folder}/checkpoints/step-0006/state.pt", weights_only=True)
+    assert {values.dtype for values in state["weights"].values()} == {torch.float32}
+    found, wanted = losses(folder), losses(whole[1])
+    assert 0 < abs(found[0] - wanted[0]) < 0.05 * wanted[0]
+    assert found[5] < found[0]

@@ -66,6 +66,8 @@ def resolve(model: str, pretrained: str | None, cache_dir: str | None) -> Resolv
     if model.startswith(HUB):
         repo, _, revision = model.removeprefix(HUB).partition("@")
         return _hub(repo, revision or None, cache_dir)
+    if (Path(model).expanduser() / CONFIG).is_file():
+        raise ConfigError(f"model={model!r} is a folder; write {LOCAL}{model}")
     return _builtin(model.replace("/", "-"), pretrained)
 
 

@@ -134,6 +134,8 @@ def test_a_name_and_a_checkpoint_file_are_a_model(clip, tmp_path, pictures):
     ours = OpenClip("tiny-clip-test", f"{folder}/open_clip_pytorch_model.bin", device="cpu")
     items = items_of(["a cat", None], [None, pictures[0]])
     assert np.allclose(ours.encode(items), OpenClip(clip, device="cpu").encode(items), atol=1e-6)
+    with pytest.raises(ConfigError, match=r"is a folder; write local-dir:/"):
+        OpenClip(folder)
     with pytest.raises(ConfigError, match="did you mean 'tiny-clip-test'"):
         OpenClip("tiny-clip-tset", "x")
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.slides.cutting import OVERVIEW_UM, resized
 from pipeline.slides.opencv import cv2
 from pipeline.slides.tiling import cut_of, grid_name, mask_of
 from pipeline.slides.tissue import pen
@@ -51,7 +52,7 @@ def picture(slide: Mapping[str, Any], grids: Sequence[Grid], *, px: int = 1024) 
         return data
     seen = _thumbnail(data, px)
     scale = seen.shape[1] / slide["width"]
-    ink = pen(seen, um_per_px=slide["mpp"] / scale)
+    ink = _ink(seen, slide["mpp"] / scale)
     image = seen.copy()
     said = [f"{slide['tissue_mm2']:.2f} mm2 tissue"] if slide["tissue_mm2"] is not None else []
     if slide["mask"] is not None:
@@ -72,6 +73,16 @@ def _thumbnail(data: bytes, px: int) -> np.ndarray:
     factor = px / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return np.array(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _ink(seen: np.ndarray, um_per_px: float) -> np.ndarray:
+    """Ink, looked for no finer than in a survey: it would find other things there."""
+    factor = min(1.0, um_per_px / OVERVIEW_UM)
+    height, width = seen.shape[:2]
+    small = resized(seen, (max(1, round(width * factor)), max(1, round(height * factor))))
+    ink = pen(small, um_per_px=um_per_px / factor).astype(np.uint8)
+    whole: np.ndarray = cv2.resize(ink, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    return whole
 
 
 def _cells(slide: Mapping[str, Any], grid: Grid, shape: tuple[int, ...]) -> _Cells | None:

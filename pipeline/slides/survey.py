@@ -4,6 +4,7 @@ No slide raises: what is wrong with it is its status. No pixels but an overview'
 """
 
 import datetime
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,8 +130,7 @@ def _describe(row: dict[str, Any], slide: Slide, look: Look) -> None:
 
 def _find_tissue(row: dict[str, Any], slide: Slide, look: Look, before: Mapping[str, Any] | None) -> None:
     view = overview(slide, mpp=row["mpp"])
-    masker: Masker = look.survey.mask.build()
-    tissue = find_tissue(view, masker, mpp=row["mpp"])
+    tissue = find_tissue(view, _masker(look.survey.mask.model_dump_json()), mpp=row["mpp"])
     white = _white(tissue, row, before)
     unread = float(view.unread.mean())
     row |= {
@@ -149,6 +149,13 @@ def _find_tissue(row: dict[str, Any], slide: Slide, look: Look, before: Mapping[
         row["notes"].append(f"{tissue.pen_mm2:.2f} mm2 of pen marks")
     if not tissue.mask.any():
         _stop(row, "no_tissue", "pen_only" if tissue.pen_mm2 else "blank", None)
+
+
+@functools.lru_cache(maxsize=1)
+def _masker(mask: str) -> Masker:
+    """Built once a process: a model of the user's does not load its weights for every slide."""
+    masker: Masker = Ref.model_validate_json(mask).build()
+    return masker
 
 
 def _thumbnail(slide: Slide, view: Overview, *, mpp: float, px: int) -> bytes:

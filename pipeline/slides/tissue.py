@@ -33,7 +33,10 @@ class BadMask(Exception):
 
 
 class Masker(Protocol):
-    """Finds tissue: any callable, so a user's model is one too. Named in a job file by `target:`; built once, called for every slide."""
+    """Finds tissue. A user's class in place of `Saturation` is named by `target:` and built with its `args` once a process; each slide is one call.
+
+    It may have `threshold`, which the slide's row then says, and `version`, to be raised when the same slide would get another mask.
+    """
 
     def __call__(self, rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
         """Bool (H, W) for an overview, uint8 (H, W, 3) on white. The same overview gives the same mask. What it raises costs that slide only."""

@@ -1,16 +1,16 @@
 """Feed: what a worker computes at a step: the rows that the plan draws, read, decoded, and prepared by the model; some steps ahead of it."""
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.pairs.prepared import Prepared
 from pipeline.training import Notes
-from pipeline.training.batches import Choice, Told, collate, read, source_of
+from pipeline.training.batches import Batch, Choice, Told, collate, read, source_of
 from pipeline.training.plan import Mixture, Plan
 from pipeline.training.settings import Feeding
 from pipeline.training.trainable import Trainable
@@ -37,25 +37,59 @@ class Ready:
     rejects: pa.Table
 
 
+@dataclass(frozen=True)
+class Read:
+    """A worker's rows of a step, read and decoded. It pickles."""
+
+    batch: Batch
+    row_keys: list[int]
+
+
 def plan_of(parts: Sequence[Part], mixture: Mixture) -> Plan:
     """Raises ConfigError if the mixture does not fit the data sets."""
     return Plan([source_of(part.prepared, part.weight) for part in parts], mixture)
 
 
-class Feed:
-    """Batches for one worker of several, of steps before `steps`. Holds threads that work ahead: use it with `with`."""
+@dataclass(frozen=True)
+class Reader:
+    """Reads and decodes the rows of one worker of several: what needs no model. It pickles, and gives the same wherever it runs."""
 
-    def __init__(self, parts: Sequence[Part], mixture: Mixture, choice: Choice, *, rank: int, num_ranks: int, steps: int, feeding: Feeding) -> None:
-        self.plan = plan_of(parts, mixture)
-        self._steps, self._feeding = steps, feeding
-        # The plan keeps the orders of its last epochs.
-        self._drawing = threading.Lock()
-        self._datasets = {part.prepared.name: part.prepared for part in parts}
-        self._choice, self._rank, self._num_ranks = choice, rank, num_ranks
+    parts: tuple[Part, ...]
+    mixture: Mixture
+    choice: Choice
+    rank: int
+    num_ranks: int
+
+    def read(self, step: int) -> Read:
+        """The rows of a step. Safe in several threads once `plan` is there."""
+        draw = self.plan.batch(step).part(self.rank, self.num_ranks)
+        rows = read(self._datasets, self.plan.names, draw)
+        options = [self._datasets[self.plan.names[dataset]].image_options for dataset in draw.dataset.tolist()]
+        return Read(collate(rows, draw.epoch, self.choice, step=step, image_options=options), rows["row_key"].to_pylist())
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Sorts the rows of all data sets."""
+        return plan_of(self.parts, self.mixture)
+
+    @cached_property
+    def _datasets(self) -> dict[str, Prepared]:
+        return {part.prepared.name: part.prepared for part in self.parts}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: self.__dict__[each.name] for each in fields(self)}
+
+
+class Feed:
+    """Batches for one worker, of steps before `steps`: as `read` gives them, prepared by the model. Holds threads: use it with `with`."""
+
+    def __init__(self, read: Callable[[int], Read], *, steps: int, feeding: Feeding) -> None:
+        self._read, self._steps, self._feeding = read, steps, feeding
         self._ahead: dict[int, Future[Ready]] = {}
 
     def __enter__(self) -> "Feed":
-        self._threads = ThreadPoolExecutor(self._feeding.threads)
+        # Each reader elsewhere has a thread here that waits for it.
+        self._threads = ThreadPoolExecutor(max(self._feeding.threads, self._feeding.workers))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,23 +97,19 @@ class Feed:
 
     def at(self, step: int, model: Trainable) -> Ready:
         """The rows of a step. Those of the next ones are begun with."""
-        wanted = range(step, min(self._steps, step + 1 + self._feeding.ahead))
+        wanted = range(step, min(self._steps, step + 1 + max(self._feeding.ahead, self._feeding.workers)))
         self._ahead = {each: self._ahead.get(each) or self._threads.submit(self._made, each, model) for each in wanted}
         return self._ahead.pop(step).result()
 
     def _made(self, step: int, model: Trainable) -> Ready:
-        with self._drawing:
-            draw = self.plan.batch(step).part(self._rank, self._num_ranks)
-        rows = read(self._datasets, self.plan.names, draw)
-        options = [self._datasets[self.plan.names[dataset]].image_options for dataset in draw.dataset.tolist()]
-        batch = collate(rows, draw.epoch, self._choice, step=step, image_options=options)
+        found = self._read(step)
         return Ready(
-            queries=[model.prepare(told, query=True) for told in batch.queries],
-            positives=_documents(batch.positives, model),
-            negatives=[_documents(own, model) for own in batch.negatives],
-            notes=batch.notes,
-            row_keys=rows["row_key"].to_pylist(),
-            rejects=batch.rejects,
+            queries=[model.prepare(told, query=True) for told in found.batch.queries],
+            positives=_documents(found.batch.positives, model),
+            negatives=[_documents(own, model) for own in found.batch.negatives],
+            notes=found.batch.notes,
+            row_keys=found.row_keys,
+            rejects=found.batch.rejects,
         )
 
 

@@ -8,10 +8,11 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -20,6 +21,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from pipeline import embed
 from pipeline.compute import Compute
 from pipeline.config import ConfigError, JobFailed
+from pipeline.training.feed import Read, Reader
 from pipeline.training.follow import followed
 from pipeline.training.loop import JOURNAL, Link, Outcome, Task, train
 from pipeline.training.settings import Workers
@@ -38,8 +40,8 @@ def check_gpus(workers: Workers) -> None:
         )
 
 
-def check_room(workers: Workers) -> None:
-    """Raises ConfigError if the cluster is smaller than `num` workers, for which Ray would wait for ever. Ray must be running."""
+def check_room(workers: Workers, *, readers: int) -> None:
+    """Raises ConfigError if the cluster is smaller than `num` workers and their `readers`, for which Ray would wait for ever. Ray must be running."""
     nodes = embed.cluster_nodes()
     places = sum(min(int(node.get("CPU", 0) // workers.cpus), int(node.get("GPU", 0) // workers.gpus) if workers.gpus else 10**9) for node in nodes)
     if places < workers.num:
@@ -47,6 +49,12 @@ def check_room(workers: Workers) -> None:
         raise ConfigError(
             f"workers.num={workers.num} with workers.cpus={workers.cpus:g} and workers.gpus={workers.gpus} do not fit the cluster, which has {have}: "
             f"there is room for {places} of them"
+        )
+    left = int(sum(node.get("CPU", 0) for node in nodes) - workers.num * workers.cpus)
+    if left < workers.num * readers:
+        raise ConfigError(
+            f"feeding.workers={readers} for each of workers.num={workers.num} take {workers.num * readers} CPUs beside the workers' own, and the "
+            f"cluster has {left} left; lower it, or set it to 0"
         )
 
 
@@ -57,7 +65,7 @@ def running_ray(workers: Workers) -> contextlib.AbstractContextManager[None]:
 
 def fit(task: Task, workers: Workers) -> Outcome:
     """Train, and save the encoder. Ray must be running. Raises JobFailed if a worker's error, or their deaths, end the run."""
-    check_room(workers)
+    check_room(workers, readers=task.feeding.workers)
     folder = Path(task.folder)
     # Paths of the job file are relative to where it runs: without this, each worker would be moved to a folder of Ray's own.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -93,6 +101,17 @@ def fit(task: Task, workers: Workers) -> Outcome:
     return found
 
 
+class Elsewhere:
+    """A Reader in an actor."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def read(self, step: int) -> Read:
+        """As `Reader.read`."""
+        return self._reader.read(step)
+
+
 def copy(source: Path, target: Path) -> None:
     """A folder, under another name until it is whole."""
     part = target.with_name(f".{target.name}.part")
@@ -115,15 +134,15 @@ def _failed(error: Any) -> Exception:
 def _work(config: dict[str, Any]) -> Outcome:
     """What Ray Train runs in every worker."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    link: Link = RayLink(Path(config["task"].folder))
+    link: Link = RayLink(Path(config["task"].folder), readers=config["task"].feeding.workers)
     return train(config["task"], link, ray.train.torch.get_device())
 
 
 class RayLink:
     """A worker's connection to Ray Train. Checkpoints are copied to the run's folder in a thread, one at a time, while training goes on."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._copied = folder, threading.Event()
+    def __init__(self, folder: Path, *, readers: int) -> None:
+        self._folder, self._readers, self._copied = folder, readers, threading.Event()
         self._copied.set()
 
     @contextlib.contextmanager
@@ -154,6 +173,29 @@ class RayLink:
         finally:
             self._copied.set()
         return ray.train.Checkpoint.from_directory(self._folder / name)
+
+    @contextlib.contextmanager
+    def reading(self, reader: Reader) -> Iterator[Callable[[int], Read]]:
+        """Each step by one of as many actors as are wanted, in turn. One that dies is started again, and reads its steps again: they are the same."""
+        if not self._readers:
+            yield reader.read
+            return
+        # By its own strategy: within the workers' placement group there is no room.
+        made = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Elsewhere)
+        actors = [made.remote(reader) for _ in range(self._readers)]
+
+        def read(step: int) -> Read:
+            try:
+                found: Read = ray.get(actors[step % len(actors)].read.remote(step))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            return found
+
+        try:
+            yield read
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
     def noticed(self) -> bool:
         """Whether Ray knows that a node of the run is to be taken away."""

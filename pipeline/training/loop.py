@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -27,13 +27,13 @@ from pipeline.training import Notes
 from pipeline.training.batches import Choice
 from pipeline.training.checkpoint import Progress, Values, put, read, state_of, trained, weights_of, write
 from pipeline.training.chunks import Rows
-from pipeline.training.feed import Feed, Part, Ready
+from pipeline.training.feed import Feed, Part, Read, Reader, Ready
 from pipeline.training.gather import world
 from pipeline.training.gradcache import GradCache
 from pipeline.training.held_out import evaluate
 from pipeline.training.journal import all_keys
 from pipeline.training.page import Facts
-from pipeline.training.plan import Mixture
+from pipeline.training.plan import Mixture, Plan
 from pipeline.training.record import Record
 from pipeline.training.settings import Feeding, Optimisation, Watching
 from pipeline.training.sharding import clip, shard
@@ -60,6 +60,9 @@ class Link(Protocol):
     def keep(self, folder: Path | None, metrics: dict[str, Any]) -> None:
         """Keep a checkpoint that was written into `folder`, which is given away; None on other ranks than the first. May return before it is kept,
         but not before the one before it is."""
+
+    def reading(self, reader: Reader) -> AbstractContextManager[Callable[[int], Read]]:
+        """`reader.read`, here or elsewhere."""
 
     def noticed(self) -> bool:
         """Whether a machine of the run is to be taken away soon."""
@@ -113,9 +116,9 @@ class Outcome:
 def train(task: Task, link: Link, device: torch.device) -> Outcome:
     """One worker's part of a run; torch.distributed is set up if there are several."""
     rank, num_ranks = world()
-    recipe = task.recipe
-    with Feed(task.parts, recipe.mixture, recipe.choice, rank=rank, num_ranks=num_ranks, steps=task.steps, feeding=task.feeding) as feed:
-        run = _Run(task, link, device, feed)
+    reader = Reader(task.parts, task.recipe.mixture, task.recipe.choice, rank, num_ranks)
+    with link.reading(reader) as read_at, Feed(read_at, steps=task.steps, feeding=task.feeding) as feed:
+        run = _Run(task, link, device, reader.plan, feed)
         try:
             return run.run()
         finally:
@@ -125,8 +128,8 @@ def train(task: Task, link: Link, device: torch.device) -> Outcome:
 class _Run:
     """A worker's model, optimizer and progress."""
 
-    def __init__(self, task: Task, link: Link, device: torch.device, feed: Feed) -> None:
-        self.task, self.recipe, self.link, self.device, self.feed = task, task.recipe, link, device, feed
+    def __init__(self, task: Task, link: Link, device: torch.device, plan: Plan, feed: Feed) -> None:
+        self.task, self.recipe, self.link, self.device, self.plan, self.feed = task, task.recipe, link, device, plan, feed
         self.folder = Path(task.folder)
         self.first = world()[0] == 0
         torch.manual_seed(self.recipe.mixture.seed)
@@ -141,7 +144,7 @@ class _Run:
         chunk = self.recipe.optimisation.chunk
         modules = self.model.modules if self.sharded is None else [self.sharded]
         self.cache = GradCache(self._embed, self.loss, modules, None if chunk is None else Rows(chunk))
-        self.progress = Progress(feed.plan.position(0))
+        self.progress = Progress(plan.position(0))
         self.record = Record(self.folder / JOURNAL, task.facts, tensorboard=task.tensorboard) if self.first else None
         self.warned = False
         self.bests: list[int | None] = []
@@ -177,7 +180,7 @@ class _Run:
         with self.link.restored() as folder:
             if folder is not None:
                 self.progress = read(folder, self.parameters, self.optimizer)
-        step = self.feed.plan.resume(self.progress.position)
+        step = self.plan.resume(self.progress.position)
         self.bests = [self.progress.best_step]
         if self.record is not None:
             # Of an attempt that died while it wrote or gave away a checkpoint.
@@ -221,7 +224,7 @@ class _Run:
     def _after(self, done: int) -> None:
         """What is due once `done` steps are: evaluation, checkpoint, a look for notices."""
         watching, last = self.recipe.watching, done == self.task.steps
-        self.progress.position = self.feed.plan.position(done)
+        self.progress.position = self.plan.position(done)
         if last or done % watching.evaluate_every == 0:
             self._evaluate(done)
         if last or self._noticed(done) or self.progress.stopped or done % watching.checkpoint_every == 0:

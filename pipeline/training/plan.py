@@ -5,6 +5,7 @@ rows r, r + W, r + 2W, ... of the batch: their numbers of rows differ by at most
 """
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,7 @@ class Draw:
 
 
 class Plan:
-    """Batches of several data sets. Setting up an epoch of a data set sorts its rows once; a batch then takes slices."""
+    """Batches of several data sets. Setting up an epoch of a data set sorts its rows once; a batch then takes slices. Safe in several threads."""
 
     def __init__(self, sources: Sequence[Source], mixture: Mixture) -> None:
         """Raises ConfigError if the settings do not fit the data sets."""
@@ -84,6 +85,7 @@ class Plan:
         settings = (mixture.seed, mixture.block, mixture.bucket_batches)
         self._epochs = [Epochs(source, *settings, Clashes(source)) for source in self.sources]
         self._orders: list[dict[int, np.ndarray]] = [{} for _ in self.sources]
+        self._ordering = threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -145,11 +147,12 @@ class Plan:
 
     def _order(self, dataset: int, epoch: int) -> np.ndarray:
         kept = self._orders[dataset]
-        if epoch not in kept:
-            while len(kept) >= EPOCHS_KEPT:
-                kept.pop(min(kept))
-            kept[epoch] = self._epochs[dataset].order(epoch)
-        return kept[epoch]
+        with self._ordering:
+            if epoch not in kept:
+                while len(kept) >= EPOCHS_KEPT:
+                    kept.pop(min(kept))
+                kept[epoch] = self._epochs[dataset].order(epoch)
+            return kept[epoch]
 
 
 def _check(sources: Sequence[Source], mixture: Mixture) -> None:

@@ -84,6 +84,9 @@ class Watching(Model):
 class Feeding(Model):
     """How a worker's rows are read, decoded and prepared, in threads beside its training. Changes no result."""
 
+    workers: pydantic.NonNegativeInt = 0
+    """Ray actors for each training worker that read and decode for it, of one CPU each, wherever the cluster has one; at least so many steps are then
+    made ready ahead. For GPU nodes with few CPUs beside CPU nodes: decoded images travel whole. 0: the training worker does it itself."""
     ahead: pydantic.PositiveInt = 2
     """Steps that are made ready before they are needed; each holds its rows and images in memory."""
     threads: pydantic.PositiveInt = 2

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from pipeline.command import to_json
 from pipeline.config import ConfigError
 from pipeline.table.at import TableAt
 from pipeline.training.estimate import estimate
+from pipeline.training.feed import Reader
+from pipeline.training.fit import RayLink
 from pipeline.training.journal import Journal
 from pipeline.training.loop import train
 from pipeline.training.run import finished, held
@@ -117,6 +121,53 @@ def test_a_killed_driver_resumes_with_another_number_of_workers_and_a_killed_wor
     assert killed_worker.after["recall@3"] == pytest.approx(killed_driver["after"]["recall@3"], abs=1e-6)
 
 
+class DiesOnce(Reader):
+    """A Reader whose process is killed at step 3, once: a file remembers it."""
+
+    def read(self, step):
+        memory = Path(self.parts[0].prepared.path).parent / "read"
+        if step == 3 and not memory.exists():
+            memory.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(step)
+
+
+def told(read):
+    sides = [
+        [(told.message.text, [image.tobytes() for image in told.message.images]) for told in side]
+        for side in (read.batch.queries, read.batch.positives)
+    ]
+    return sides, read.row_keys, read.batch.notes.positive_keys.tolist(), read.batch.notes.groups.tolist(), read.batch.rejects
+
+
+def test_rows_read_by_actors_are_the_same_also_when_one_dies(place, cluster):
+    task = _task(job(place, "read"))
+    given = (task.parts, task.recipe.mixture, task.recipe.choice, 0, 2)
+    with RayLink(place, readers=2).reading(DiesOnce(*given)) as read, ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(read, range(6)))
+    assert (place / "prepared" / "read").exists()
+    assert [told(each) for each in found] == [told(Reader(*given).read(step)) for step in range(6)]
+
+
+def test_an_actor_tells_of_a_bad_image_as_the_worker_would(place, cluster):
+    class Bad(Reader):
+        def read(self, step):
+            raise ConfigError("row 7: mend it")
+
+    task = _task(job(place, "read"))
+    bad = Bad(task.parts, task.recipe.mixture, task.recipe.choice, 0, 1)
+    with RayLink(place, readers=1).reading(bad) as read, pytest.raises(ConfigError, match="row 7: mend it"):
+        read(0)
+
+
+def test_a_run_whose_rows_are_read_by_an_actor_is_the_same_run(place, cluster, uninterrupted):
+    report = run(job(place, "elsewhere", feeding={"workers": 1}))
+    assert report.steps == STEPS
+    folder = place / "runs" / "elsewhere"
+    assert rows(folder) == rows(uninterrupted)
+    np.testing.assert_allclose(list(losses(folder).values()), list(losses(uninterrupted).values()), rtol=1e-4)
+
+
 def test_the_report_says_what_was_done(place, killed_worker):
     assert killed_worker.data == {"words": 40, "held": 12}
     assert killed_worker.loss_last < killed_worker.loss_first
@@ -200,6 +251,8 @@ def test_a_run_that_another_process_works_on_is_left_alone(place, monkeypatch):
 def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(place, cluster):
     with pytest.raises(ConfigError, match="there is room for 2 of them"):
         run(job(place, "large", workers={"num": 5}))
+    with pytest.raises(ConfigError, match=r"feeding.workers=2 .* take 2 CPUs beside the workers' own, and the cluster has 1 left"):
+        run(job(place, "large", feeding={"workers": 2}))
 
 
 def test_a_workers_error_is_told_and_a_setting_may_be_mended_before_the_first_checkpoint(place, cluster):

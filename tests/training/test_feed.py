@@ -8,7 +8,7 @@ import pytest
 from pipeline.config import ConfigError, Ref
 from pipeline.pairs.prepare import Dataset, prepare
 from pipeline.training.batches import Choice
-from pipeline.training.feed import Feed, Part
+from pipeline.training.feed import Feed, Part, Reader
 from pipeline.training.plan import Mixture
 from pipeline.training.settings import Feeding
 from tests.pairs.writing import jsonl, pictures
@@ -38,7 +38,8 @@ def parts(tmp_path_factory):
 
 
 def fed(parts, feeding, *, rank=0, num_ranks=1, first=0):
-    with Feed(parts, Mixture(batch_size=6), Choice(), rank=rank, num_ranks=num_ranks, steps=STEPS, feeding=feeding) as feed:
+    read = Reader(tuple(parts), Mixture(batch_size=6), Choice(), rank, num_ranks).read
+    with Feed(read, steps=STEPS, feeding=feeding) as feed:
         model = Slow()
         found = [feed.at(step, model) for step in range(first, STEPS)]
     return [(ready.queries, ready.positives, ready.negatives, ready.row_keys, ready.notes.positive_keys.tolist()) for ready in found], model
@@ -64,7 +65,7 @@ def test_a_bad_image_ends_the_run_at_its_own_step(parts, tmp_path):
 
     wanted, _ = fed(parts, Feeding())
     step = next(place for place, ready in enumerate(wanted) if any(positive[0] == "caption 7" for positive in ready[1]))
-    with Feed(parts, Mixture(batch_size=6), Choice(), rank=0, num_ranks=1, steps=STEPS, feeding=Feeding(ahead=6, threads=3)) as feed:
+    with Feed(Reader(tuple(parts), Mixture(batch_size=6), Choice(), 0, 1).read, steps=STEPS, feeding=Feeding(ahead=6, threads=3)) as feed:
         model = Bad()
         for each in range(step):
             feed.at(each, model)

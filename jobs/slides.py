@@ -27,7 +27,8 @@ def run(job: SlidesJob) -> SlidesReport:
     """Bring the tables up to date with the slides. Raises ConfigError before work starts, JobFailed with the report after."""
     started = time.perf_counter()
     work = list_slides(job)
-    _record(job, work, "started", None)
+    if work.comparison.jobs:
+        _record(job, work, "started", None)
     report, problem = run_slides(job, work, started)
     problem = problem or problem_of(report, job.limits)
     if job.page is not None:

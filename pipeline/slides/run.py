@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ from pipeline.slides.survey import Look, Survey
 from pipeline.slides.tiling import check_grids, cuts_of
 from pipeline.slides.whole import Group, WholeSlides, groups_of, settled_already
 from pipeline.table.contents import quoted, units_by
+from pipeline.table.rejects import forget_rejects
 from pipeline.tiles import Grid
 
 log = logging.getLogger(__name__)
 
-SETTLED_AT_ONCE = 100
+ROWS_AT_ONCE = 100
 """Rows of slides, with their masks and thumbnails, that are held in memory."""
+RECORD_EVERY_S = 20.0
+"""Longest time for which a surveyed slide is not written down."""
 
 
 class SlideSync(Sync):
@@ -126,7 +130,8 @@ def survey_slides(work: Work, report: SlidesReport) -> None:
     surveyed = _survey(work) if jobs else []
     report.survey_seconds = round(time.monotonic() - started, 2)
     found = identify(surveyed, work.comparison)
-    record_slides(work.job.table, found.rows)
+    _record(work, found.rows)
+    _forgive(work)
     forget_slides(work.job.table, found.moved)
     report.moved, report.deleted = len(found.moved), len(found.deleted)
     work.touched |= {row["id"] for row in [*surveyed, *found.rows]}
@@ -135,12 +140,34 @@ def survey_slides(work: Work, report: SlidesReport) -> None:
 def _survey(work: Work) -> list[Row]:
     from pipeline.slides.surveying import survey_all
 
-    job, surveyed = work.job, list[Row]()
-    with Meter(len(work.comparison.jobs), what="surveying") as meter:
-        for row in survey_all(work.comparison.jobs, work.look, timeout_s=job.limits.slide_timeout_s):
-            surveyed.append(row)
-            meter.add(1, rejected=int(row["status"] in ("failed", "needs_mpp")))
+    surveyed, waiting, recorded_at = list[Row](), list[Row](), time.monotonic()
+    try:
+        with Meter(len(work.comparison.jobs), what="surveying") as meter:
+            for row in survey_all(work.comparison.jobs, work.look, timeout_s=work.job.limits.slide_timeout_s):
+                # What is kept until the end is without its pictures: they are in the table by then.
+                surveyed.append({name: row[name] for name in SMALL})
+                waiting.append(row)
+                meter.add(1, rejected=int(row["status"] in ("failed", "needs_mpp")))
+                if len(waiting) >= ROWS_AT_ONCE or time.monotonic() - recorded_at > RECORD_EVERY_S:
+                    _record(work, waiting)
+                    waiting, recorded_at = [], time.monotonic()
+    finally:
+        _record(work, waiting)
     return surveyed
+
+
+def _record(work: Work, rows: Sequence[Row]) -> None:
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        record_slides(work.job.table, rows[start : start + ROWS_AT_ONCE])
+
+
+def _forgive(work: Work) -> None:
+    """Forget the rejected tiles of slides whose file is another one than when they were rejected: it may have been mended."""
+    mended = [slide.uri for slide, before, _ in work.comparison.jobs if before and before["rejected"] and before["version"] != slide.version]
+    rejects = work.job.table.open(".rejects")
+    if mended and rejects is not None:
+        where = f"source = {quoted(work.look.source)} AND _unit IN ({', '.join(map(quoted, mended))})"
+        forget_rejects(work.job.table, rejects.to_table(columns=["id"], filter=where)["id"].to_pylist())
 
 
 # ---- tiles ----
@@ -253,8 +280,8 @@ def _rows_of_deleted(tiling: Tiling) -> list[str]:
 def _settle(tiling: Tiling, filling: Filling, gate: WholeSlides) -> None:
     """Write each slide's status."""
     units = list(tiling.prepared.plan.units)
-    for start in range(0, len(units), SETTLED_AT_ONCE):
-        rows = slide_rows(tiling.prepared.table, source=tiling.work.look.source, units=units[start : start + SETTLED_AT_ONCE])
+    for start in range(0, len(units), ROWS_AT_ONCE):
+        rows = slide_rows(tiling.prepared.table, source=tiling.work.look.source, units=units[start : start + ROWS_AT_ONCE])
         changes = [changed for row in rows if (changed := _outcome(row, tiling, filling, gate)) is not None]
         record_slides(tiling.prepared.table, changes)
         tiling.rows |= {row["id"]: row for row in changes}

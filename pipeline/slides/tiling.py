@@ -43,8 +43,9 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-DEPENDS = ("id", "source", "slide_id", "survey", "content_fp", "reader", "width", "height", "levels", "mpp", "bounds", "white", "stain")
-"""Columns of a slide's row that its tiles' rows depend on. The mask follows from content and survey."""
+DEPENDS = ("id", "source", "slide_id", "version", "survey", "content_fp", "reader", "width", "height", "levels", "mpp", "bounds", "white", "stain")
+"""Columns of a slide's row that its tiles' rows depend on. The mask follows from content and survey. The file's version: of a file that was written
+anew with the same fingerprint, tiles that could not be read before are tried again; the others are found to be there."""
 
 
 def tiling_of(slide: Mapping[str, Any], grids: Sequence[Grid], carried: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from schemas.rejects import REJECT
 
 @dataclass
 class Run:
-    """A run of the embed job, from its rows in the ledger."""
+    """A run of the embed or the slides job, from its rows in the ledger."""
 
     run: str
     status: str
@@ -105,15 +105,18 @@ def _scan(dataset: lance.LanceDataset, wanted: np.ndarray) -> tuple[Scan, list[s
 
 
 def read_runs(at: TableAt) -> dict[str, Run]:
-    """The runs of the embed job, in the order they started."""
+    """The runs of the embed and the slides job, in the order they started."""
     dataset = at.open(".runs")
-    rows = dataset.to_table(filter="job = 'embed'").sort_by("at").to_pylist() if dataset is not None else []
+    rows = dataset.to_table(filter="job IN ('embed', 'slides')").sort_by("at").to_pylist() if dataset is not None else []
     runs: dict[str, Run] = {}
     for row in rows:
         report = json.loads(row["report"] or "{}")
-        rewrote = row["status"] != "done" or bool(report.get("replaced") or report.get("deleted"))
+        # A slides run has the embed job's report in its own; it may rewrite rows without embedding any.
+        tiles = report.get("tiles", report)
+        rewrote = row["status"] != "done" or any((tiles.get("replaced"), tiles.get("deleted"), report.get("removed"), report.get("revised")))
         started = runs[row["run"]].started if row["run"] in runs else row["at"]
-        source = json.loads(row["config"]).get("source")
+        config = json.loads(row["config"])
+        source = config.get("source", config.get("slides"))
         runs[row["run"]] = Run(row["run"], row["status"], row["fingerprint"], source, started, row["at"], rewrote)
     return runs
 

@@ -11,23 +11,21 @@ import pyarrow as pa
 from pipeline.encoders.hashing import Hashing
 from pipeline.slides.tissue import Saturation
 
-DEADLY_PX = 32
-"""Height of the overview of a slide that a masker's fault waits for, px."""
-
 
 class Deadly(Saturation):
-    """Saturation, which kills or hangs its worker on a slide whose overview is `DEADLY_PX` high, or raises there."""
+    """Saturation with faults that are ordered by the width of the overview, px."""
 
-    def __init__(self, how: str):
+    def __init__(self, kills: int, hangs: int, raises: int):
         super().__init__()
-        self.how = how
+        self.kills, self.hangs, self.raises = kills, hangs, raises
 
     def __call__(self, rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
-        if len(rgb) == DEADLY_PX:
-            if self.how == "raise":
-                raise ValueError("told to raise")
-            if self.how == "hang":
-                time.sleep(3600)
+        width = rgb.shape[1]
+        if width == self.raises:
+            raise ValueError("told to raise")
+        if width == self.hangs:
+            time.sleep(3600)
+        if width == self.kills:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(rgb, um_per_px=um_per_px)
 

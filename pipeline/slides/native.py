@@ -68,11 +68,10 @@ class Native:
         try:
             pixels = _read(fresh, place, level, size)
         except openslide().OpenSlideError as error:
-            fresh.close()
-            fresh = self._reopened()
             raise BadTile(f"{size[0]}x{size[1]} px at {place[0]}, {place[1]} of level {level}: {error}") from error
         finally:
-            # The dead one is not closed, as other threads may be in it; it goes when the last of them has left.
+            # Dead too if this was the region's fault; then the next read opens another. The old one is not closed, as other
+            # threads may be in it; it goes when the last of them has left.
             with self._lock:
                 self._handle = fresh
         return pixels

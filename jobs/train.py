@@ -10,6 +10,7 @@ import pydantic
 from pipeline import command
 from pipeline.config import ConfigError, JobFailed, Model, Ref
 from pipeline.pairs.prepare import Dataset
+from pipeline.table.ledger import without_secrets
 from pipeline.training.batches import Choice
 from pipeline.training.estimate import Estimate, estimate
 from pipeline.training.loop import Recipe, Task
@@ -78,8 +79,9 @@ def _task(job: TrainJob) -> Task:
 
 
 def _settings(job: TrainJob) -> dict[str, object]:
-    """What decides the result, and so may not change while a run is under way."""
-    return job.model_dump(mode="json", exclude={"run", "workers", "feeding"})
+    """What decides the result, and so may not change while a run is under way; it is kept and shown, so credentials are left out."""
+    settings: dict[str, object] = without_secrets(job.model_dump(mode="json", exclude={"run", "workers", "feeding"}))
+    return settings
 
 
 def main() -> None:

@@ -185,6 +185,13 @@ def test_a_run_that_is_done_stays_done_and_other_settings_are_refused(place, kil
         run(job(place, "worker", optimisation={"learning_rate": 0.5}, loss=deadly(5, place / "killed")))
 
 
+def test_settings_that_are_kept_and_shown_hold_no_credentials(place):
+    reader = {"target": "pipeline.pairs.mmeb:Mmeb", "args": {"uri": "s3://bucket/x", "storage_options": {"secret_access_key": "hidden"}}}
+    data = [{"name": "far", "reader": reader, "storage_options": {"token": "hidden"}}]
+    settings = _settings(TrainJob.model_validate({**job_values(place, place / "model"), "data": data}))
+    assert "hidden" not in json.dumps(settings) and settings["data"][0]["reader"]["args"]["uri"] == "s3://bucket/x"
+
+
 def test_the_encoder_fills_a_table_and_a_query_finds_its_row(place, killed_worker):
     (place / "texts").mkdir()
     for name in ("RED CAT", "BLUE MOON", "GREEN TEA"):

@@ -7,6 +7,7 @@ start and the mined negatives stay. Two trainings go on at once, each on one cor
 """
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ from pipeline.training.batches import Choice
 from pipeline.training.loop import Recipe, train
 from pipeline.training.plan import Mixture
 from pipeline.training.run import RunAt, task_of
-from pipeline.training.settings import Optimisation, Watching, Workers
+from pipeline.training.settings import Feeding, Optimisation, Watching, Workers
 from pipeline.vlm.backbone import load_backbone
 from pipeline.vlm.base import base_of
 from pipeline.vlm.message import Message
@@ -78,7 +79,9 @@ class Nowhere:
         yield None
 
     def keep(self, folder: Path | None, metrics: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """Take it away."""
+        if folder is not None:
+            shutil.rmtree(folder)
 
     def noticed(self) -> bool:
         """Never."""
@@ -137,7 +140,7 @@ def run(folder: Path, settings: Mapping[str, Any], seed: int, steps: int) -> Pat
     )
     at = RunAt(name=name, folder=str(folder / "runs"), prepared=str(folder / "prepared"))
     dataset = Dataset(name="emoji", reader=reader, negatives=settings.get("negatives", "dropped"))
-    task = task_of(recipe, at, data=[dataset], held_out=[], workers=Workers(), settings={})
+    task = task_of(recipe, at, data=[dataset], held_out=[], workers=Workers(), settings={}, feeding=Feeding())
     at.place.mkdir(parents=True)
     train(task, Nowhere(), torch.device("cpu"))
     return at.place / "encoder"

@@ -21,7 +21,14 @@ from tests.vlm.models import save_model
 
 CPU = torch.device("cpu")
 ADAPTER = {"lora": {"rank": 2, "modules": ["q_proj", "v_proj"]}}
-MODELS = {"whole": {}, "adapter": ADAPTER, "a layer": {"reading": {"pooling": "mean", "layer": 1}}, "checkpointing": {"gradient_checkpointing": True}}
+HEAD = {"head": {"kind": "latent-attention", "latents": 4, "heads": 2}}
+MODELS = {
+    "whole": {},
+    "adapter": ADAPTER,
+    "a layer": {"reading": {"pooling": "mean", "layer": 1}},
+    "checkpointing": {"gradient_checkpointing": True},
+    "a head": HEAD,
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+"""The slides job over an object store: the same tiles and vectors as from a disk, by ranges and by the cache."""
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tests.slides.build import write_tiff, zero_tile
+from tests.slides.runs import Lab, canvas, vectors, write
+
+pytestmark = pytest.mark.usefixtures("cluster")
+BUCKET = "slides-job"
+
+
+@pytest.fixture
+def s3():
+    """A real S3 server with a bucket; gives the client and fsspec's storage options."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
+    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    yield client, options
+    server.stop()
+
+
+def test_slides_in_a_store_give_the_tiles_that_a_disk_gives(s3, tmp_path):
+    client, options = s3
+    lab = Lab(tmp_path / "slides", tmp_path / "db", name="local")
+    write(lab.folder / "a" / "ranges.svs", 1)
+    write_tiff(lab.folder / "cached.tiff", canvas(2).image, compression="deflate")
+    zero_tile(write(lab.folder / "bad.svs", 3), (300, 380))
+    (lab.folder / "empty.svs").write_bytes(b"")
+    for file in lab.folder.rglob("*.*"):
+        client.upload_file(str(file), BUCKET, f"lab/{file.relative_to(lab.folder)}")
+    lab.run()
+    remote = Lab(tmp_path / "none", tmp_path / "db", name="remote")
+    there = {"uri": f"s3://{BUCKET}/lab", "storage_options": options}
+    report = remote.run(slides=there, cache={"folder": str(tmp_path / "cache")})
+    assert remote.statuses() == lab.statuses()
+    assert remote.statuses()["bad.svs"] == ("partial", "bad_tiles")
+    assert report.tiles.written == len(lab.tiles()) > 30
+    for slide_id, row in lab.slides().items():
+        assert remote.slides()[slide_id]["content_fp"] == row["content_fp"]
+        ours, theirs = remote.tiles(slide_id), lab.tiles(slide_id)
+        assert sorted((t["x"], t["y"]) for t in ours.values()) == sorted((t["x"], t["y"]) for t in theirs.values())
+        if ours:
+            np.testing.assert_allclose(np.sort(vectors(ours), axis=0), np.sort(vectors(theirs), axis=0), atol=1e-6)
+    again = remote.run(slides=there, cache={"folder": str(tmp_path / "cache")})
+    assert (again.opened, again.tiles.commits) == (0, 0)

@@ -103,7 +103,7 @@ def suspicions(row: Row) -> list[str]:
     area = row["width"] * row["height"] * row["mpp"] ** 2 * 1e-6 if row["width"] and row["mpp"] else None
     if area and row["tissue_mm2"] is not None:
         if row["tissue_mm2"] > MOST_COVERED * area:
-            found.append(f"tissue on {row['tissue_mm2'] / area:.0%} of the slide: is the glass tinted?")
+            found.append(f"tissue on {row['tissue_mm2'] / area:.0%} of the slide: is it?")
         elif 0 < row["tissue_mm2"] < LITTLE_MM2:
             found.append("little tissue")
     return found + list(row["notes"] or [])

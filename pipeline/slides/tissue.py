@@ -1,7 +1,7 @@
 """Where the tissue is: a mask of a slide's overview, without learned weights, in microns so that it means the same on every scanner.
 
 The rule is CLAM's, a fixed low saturation after a median (on slides with known truth Otsu's higher threshold loses pale stroma), with
-ink and the scanner's black taken out first. It sees colour: tissue without any, and glass with a tint, are beyond it.
+ink and the scanner's black taken out first, and tinted glass made grey. It sees colour: tissue without any is beyond it.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ HALO_UM, HALO_SATURATION = 300.0, 10
 """Around a stroke its pale rim, of the same hues, is ink too."""
 BLACK_STROKE_UM = 100.0
 GLASS_LEVEL = 180
+FLAT_UM, FLAT_LEVELS, FLAT_SHARE = 56.0, 2.0, 0.05
+"""Glass has no texture: it is bright, deviates by less than this, and is at least this share of what was scanned."""
 
 
 class BadMask(Exception):
@@ -76,7 +78,7 @@ class Saturation:
 
     def __call__(self, rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
         """See Masker."""
-        _, saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
+        _, saturation, value = cv2.split(cv2.cvtColor(_neutral(rgb, um_per_px, self.threshold), cv2.COLOR_RGB2HSV))
         void = value < VOID
         saturation[void] = 0  # black has any saturation
         left_out = void | (_near(pen(rgb, um_per_px=um_per_px), PEN_MARGIN_UM / um_per_px) if self.pen else False)
@@ -86,6 +88,23 @@ class Saturation:
         large = _large(closed, self.min_area_mm2 / mm2)
         mask: np.ndarray = ~_large(~large, self.min_hole_mm2 / mm2, connectivity=4) & ~left_out
         return mask
+
+
+def _neutral(rgb: np.ndarray, um_per_px: float, threshold: float) -> np.ndarray:
+    """The overview with its glass made grey, where its glass has so much of a tint that it could pass as tissue."""
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    side = (_odd(FLAT_UM / um_per_px),) * 2
+    mean, squares = cv2.blur(grey.astype(np.float32), side), cv2.sqrBoxFilter(grey, cv2.CV_32F, side)
+    scanned = grey < 255
+    flat = (squares - mean * mean < FLAT_LEVELS**2) & (grey > GLASS_LEVEL) & scanned
+    if np.count_nonzero(flat) <= FLAT_SHARE * np.count_nonzero(scanned):
+        return rgb
+    glass = np.median(rgb[flat], axis=0)
+    if 255 * (1 - glass.min() / glass.max()) <= threshold / 2:
+        return rgb
+    levels = np.arange(256)[:, None] * (glass.max() / glass)
+    neutral: np.ndarray = cv2.LUT(rgb, levels.round().clip(0, 255).astype(np.uint8)[None])
+    return neutral
 
 
 def find_tissue(view: Overview, masker: Masker, *, mpp: float) -> Tissue:

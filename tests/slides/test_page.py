@@ -98,7 +98,7 @@ def test_a_page_without_slides_says_so():
         ({"mpp_source": "objective"}, ["scale estimated from the objective"]),
         ({"tissue_mm2": 0.0}, []),
         ({"tissue_mm2": 0.4}, ["little tissue"]),
-        ({"tissue_mm2": 23.9}, ["tissue on 96% of the slide: is the glass tinted?"]),
+        ({"tissue_mm2": 23.9}, ["tissue on 96% of the slide: is it?"]),
         ({"tissue_mm2": 12.0}, []),
     ],
 )

@@ -1,6 +1,7 @@
 """The tissue mask, on slides with known truth: tissue found, ink left out, and a user's own mask held to its contract."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -38,6 +39,24 @@ def test_real_tissue_is_found_and_ink_is_not(textures, mpp, seed, stain):
     assert (tissue.pen & truth).sum() <= 0.01 * truth.sum()
     assert tissue.area_mm2 == pytest.approx(tissue.mask.sum() * 64e-6, rel=0.01)
     assert np.abs(np.array(tissue.white) - GLASS).max() <= 1
+
+
+@pytest.mark.parametrize("tint", [(1, 0.975, 0.93), (0.95, 0.98, 1), (1, 0.96, 0.97)], ids=["yellow", "blue", "pink"])
+def test_tinted_glass_is_not_tissue(textures, tint):
+    """By saturation alone yellow glass is tissue from edge to edge: an overlap of 0.38."""
+    view, truth, ink = seen({"dermis": textures["dermis"]})
+    tinted = replace(view, rgb=(view.rgb * np.array(tint)).round().astype(np.uint8))
+    tissue = find_tissue(tinted, Saturation(), mpp=0.5)
+    assert overlap(tissue.mask, truth) >= 0.9
+    assert (tissue.mask & ink).sum() <= 0.01 * ink.sum()
+    assert np.abs(np.array(tissue.white) - np.array(GLASS) * tint).max() <= 2
+
+
+def test_a_slide_without_glass_keeps_its_pale_tissue(textures):
+    """What is bright and pale there is no glass to be made grey."""
+    pale = np.clip(255 - (255 - textures["collagen"][:256, :256].astype(int)) * 0.4, 0, 255).astype(np.uint8)
+    coloured = cv2.medianBlur(cv2.cvtColor(pale, cv2.COLOR_RGB2HSV)[..., 1], 7) > 10
+    assert 0.5 < coloured.mean() <= find_tissue(overview_of(pale), Saturation(), mpp=0.5).mask.mean()
 
 
 def test_the_same_slide_gets_the_same_mask():

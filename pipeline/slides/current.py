@@ -92,7 +92,7 @@ def identify(surveyed: Sequence[Row], comparison: Comparison) -> Identified:
 def _told_apart(rows: Sequence[Row], left: Sequence[str]) -> list[Row]:
     """Rows of one content that have to be written: the first keeps the tiles, the others are duplicates of it. `left`: where it lay."""
     # Who has the tiles already keeps them; among newcomers the first by name.
-    first, *others = sorted(rows, key=lambda row: (row["embedded"] is None, row["id"]))
+    first, *others = sorted(rows, key=lambda row: (row["embedded"] is None, row["status"] == "duplicate", row["id"]))
     changes = []
     if first["status"] == "duplicate" or (left and first["embedded"] is None):
         status = "surveyed" if first["status"] == "duplicate" else first["status"]

@@ -30,6 +30,7 @@ from pipeline.slides.survey import Look, Survey
 from pipeline.slides.tiling import check_grids, cuts_of
 from pipeline.slides.whole import Group, WholeSlides, groups_of, settled_already
 from pipeline.table.contents import quoted, units_by
+from pipeline.table.ledger import now
 from pipeline.table.rejects import forget_rejects
 from pipeline.tiles import Grid
 
@@ -297,7 +298,9 @@ def _outcome(row: Row, tiling: Tiling, filling: Filling, gate: WholeSlides) -> R
     listed, rejected = filling.committer.units.get(uri, (0, 0))
     if listed < planned.unit_items[uri]:
         return None
-    made = {"embedded": listed - rejected, "rejected": rejected, "embed_seconds": round(gate.seconds.get(uri, 0.0), 3)}
+    made = {"embedded": listed - rejected, "rejected": rejected, "run": tiling.work.look.run, "updated_at": now()}
+    if gate.seconds.get(uri):
+        made["embed_seconds"] = round(gate.seconds[uri], 3)
     fits = len(cuts_of(row, tiling.work.job.grids)) == len(tiling.work.job.grids)
     if rejected:
         bad = gate.bad.get(uri) or row["bad_tiles"]

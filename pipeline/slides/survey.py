@@ -3,7 +3,6 @@
 No slide raises: what is wrong with it is its status. No pixels but an overview's are read.
 """
 
-import datetime
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from pipeline.slides.stain import Method, NoFit, fit_stain, to_json
 from pipeline.slides.tiling import cut_of, digest, mask_of, mask_png, tiling_of
 from pipeline.slides.tissue import BadMask, Masker, Tissue, find_tissue
 from pipeline.table.at import TableAt
+from pipeline.table.ledger import now
 from pipeline.tiles import Grid, WrongScale, kept, lay
 from schemas.slides import SLIDE
 
@@ -60,8 +60,12 @@ class Look:
 
     def key(self, listed: Listed) -> str:
         """Hash of the settings that the look at one slide depends on; not of the grids: they need no second look."""
+        return digest([self._settings, listed.mpp])
+
+    @functools.cached_property
+    def _settings(self) -> str:
         masker = getattr(self.survey.mask.load(), "version", None)
-        return digest([self.survey.model_dump(), masker, self.mpp, listed.mpp, self.stain, 1])
+        return digest([self.survey.model_dump(), masker, self.mpp, self.stain, 1])
 
 
 def survey(listed: Listed, look: Look, *, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def _blank(listed: Listed, look: Look, before: Mapping[str, Any] | None) -> dict
         "attempts": (before["attempts"] if same and before is not None else 0) + 1,
         "moved_from": before["moved_from"] if same and before is not None else None,
         "run": look.run,
-        "updated_at": datetime.datetime.now(datetime.UTC),
+        "updated_at": now(),
     }
 
 

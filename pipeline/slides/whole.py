@@ -15,6 +15,7 @@ from pipeline.readers.slides import Tiles
 from pipeline.slides.tiling import SETTLED, digest
 from pipeline.table.commit import Committer
 from pipeline.table.stage import Receipt
+from schemas.items import item_schema
 from schemas.slides import TILE
 
 
@@ -108,15 +109,12 @@ class WholeSlides:
 
     def _wanted(self, units: Iterable[str]) -> pa.Table:
         carried = [name for name in self._reader.metadata.names if name in SETTLED or name not in TILE.names]
-        tables = []
+        tables = [item_schema(self._reader.metadata).empty_table().append_column("_unit", pa.array([], pa.string()))]
         for unit in units:
-            tiles = self._reader.tiles(unit).select(["id", "version", "uri", *carried])
-            names = ["id", "_version", "uri", *carried]
-            tables.append(tiles.rename_columns(names).append_column("_unit", pa.array([unit] * tiles.num_rows, pa.string())))
-        if not tables:
-            names = ["id", "_version", "uri", *carried, "_unit"]
-            return pa.table({name: pa.array([], pa.string()) for name in names})
-        return pa.concat_tables(tables)
+            tiles = self._reader.tiles(unit)
+            tables.append(tiles.append_column("_unit", pa.array([unit] * tiles.num_rows, pa.string())))
+        wanted = pa.concat_tables(tables).select(["id", "version", "uri", "_unit", *carried])
+        return wanted.rename_columns(["id", "_version", "uri", "_unit", *carried])
 
 
 def settled_already(plan: Plan, reader: Tiles, contents: Contents, units: Iterable[str]) -> list[Receipt]:

@@ -74,9 +74,14 @@ def test_every_fault_has_its_status_and_costs_no_other_slide_a_tile(lab):
     again = lab.run()
     assert (again.opened, again.unchanged, again.tiles.commits) == (0, 15, 0)
 
+    write(folder / "zeroed.svs", 2)  # the same slide, whole: its fingerprint is the same
+    glass(folder / "sound.svs")
+    lost = len(lab.tiles("sound.svs"))
     told = lab.run(slides={"mpp": 0.5})
+    assert lab.statuses()["zeroed.svs"] == ("ok", None)
+    assert (lab.statuses()["sound.svs"], lab.tiles("sound.svs"), told.removed) == (("no_tissue", "blank"), {}, lost)
     assert lab.statuses()["nompp.tiff"] == lab.statuses()["dpi.tiff"] == ("ok", None)
-    assert told.tiles.written == sum(lab.slides()[name]["tiles"] for name in ("nompp.tiff", "dpi.tiff"))
+    assert told.tiles.written == 4 + sum(lab.slides()[name]["tiles"] for name in ("nompp.tiff", "dpi.tiff"))
 
 
 def test_slides_that_end_their_workers_cost_themselves_only(lab):

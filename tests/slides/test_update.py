@@ -147,8 +147,9 @@ def test_metadata_is_joined_by_path_and_corrected_without_embedding(lab, tmp_pat
 def test_several_grids_come_in_one_run_and_name_their_parents(lab):
     write(lab.folder / "a.svs", mpp=0.25)
     grids = [{"mpp": 0.5, "tile_px": 64}, {"mpp": 1.0, "tile_px": 64}, {"mpp": 0.25, "tile_px": 64, "overlap_px": 16}]
-    lab.run(grids=grids)
+    lab.run(grids=grids, sync={"whole": False}, compute={"chunk_rows": 50})
     tiles = lab.tiles()
+    assert lab.slides()["a.svs"]["tiles"] == len(tiles) > 100
     assert {row["grid"] for row in tiles.values()} == {"0.5um/64px", "1um/64px", "0.25um/64px/overlap16"}
     linked = 0
     for row in tiles.values():

@@ -124,10 +124,14 @@ def _fast_local(path: str, layout: Layout, handle: Any, mpp: float | None, notes
         return None, why_not
     info = replace(describe(path, handle, layout, mpp, notes), levels=as_levels(levels), reader=_fast_name())
     slide = TiledJpeg(LocalFile(path), levels, info)
-    difference = None if handle is None else _difference(slide, Native(path, handle, info), levels, len(handle.level_dimensions))
+    if handle is None:
+        return slide, ""
+    compared, difference = _compare(slide, Native(path, handle, info), levels, len(handle.level_dimensions))
     if difference is not None:
         slide.close()
         return None, difference
+    if not compared:
+        slide.info = replace(info, notes=(*info.notes, "all stored tiles that were to be compared with OpenSlide's are damaged"))
     return slide, ""
 
 
@@ -150,8 +154,12 @@ def _stored_levels(layout: Layout, handle: Any) -> tuple[tuple[Stored, ...], str
     return levels, fits(levels)
 
 
-def _difference(slide: Slide, reference: Native, levels: tuple[Stored, ...], comparable: int) -> str | None:
-    """Why the fast reader must not be used: a stored tile whose pixels are not OpenSlide's. Tiles that are damaged say nothing."""
+def _compare(slide: Slide, reference: Native, levels: tuple[Stored, ...], comparable: int) -> tuple[int, str | None]:
+    """How many stored tiles were compared, and why the fast reader must not be used: a tile whose pixels are not OpenSlide's.
+
+    Tiles that are damaged say nothing.
+    """
+    total = 0
     for number, stored in enumerate(levels[:comparable]):
         compared, wanted = 0, COMPARED if number == 0 else 1
         for index in _telling(stored):
@@ -161,11 +169,12 @@ def _difference(slide: Slide, reference: Native, levels: tuple[Stored, ...], com
             size = (stored.tile_width, stored.tile_height)
             with suppress(BadTile):
                 if not np.array_equal(slide.read(place, level=number, size=size), reference.read(place, level=number, size=size)):
-                    return f"tile {column}, {row} of level {number} does not decode to OpenSlide's pixels"
+                    return total, f"tile {column}, {row} of level {number} does not decode to OpenSlide's pixels"
                 compared += 1
+                total += 1
             if compared == wanted or number > 0:
                 break
-    return None
+    return total, None
 
 
 def _telling(stored: Stored) -> Iterator[int]:

@@ -63,6 +63,16 @@ def test_a_damaged_tile_costs_only_itself(tmp_path, image, write, damage, fast):
         assert np.array_equal(slide.read(SOUND, level=0, size=(256, 256)), before)
 
 
+def test_a_slide_of_nothing_but_damaged_tiles_says_that_nothing_was_compared(tmp_path, image):
+    path = write_svs(tmp_path / "slide.svs", image[:300, :500], downsamples=())
+    for place in ((0, 0), (256, 0), (0, 256), (256, 256)):
+        zero_tile(path, place)
+    slide = open_slide(str(path))
+    assert "to be compared" in slide.info.notes[-1]
+    with pytest.raises(BadTile):
+        slide.read((0, 0), level=0, size=(10, 10))
+
+
 def test_what_is_left_of_a_cut_file_is_read(svs, whole):
     cut(svs)
     slide = open_slide(str(svs))

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.encoders.hashing import Hashing
-from pipeline.media import from_pixels
+from pipeline.media import BadItem, from_pixels
+from pipeline.readers import UnitChanged
 from schemas.items import ITEM, LISTING, SLICE
 
 
@@ -60,6 +61,29 @@ class Ledgers:
             pairs = json.loads(Path(cut["unit"]).read_text())[cut["start"] : cut["stop"]]
             ids, texts = [p[0] for p in pairs], [p[1] for p in pairs]
             yield items(ids, texts, [cut["unit"]] * len(ids), texts)
+
+
+class Painted(Ledgers):
+    """Ledgers whose reader makes the pictures itself, of the grey that the text names, and measures them. `corrupt` and `hang` do that."""
+
+    def __init__(self, uri: str, slice_rows: int = 10):
+        super().__init__(uri, slice_rows)
+        self.metadata = pa.schema([("grey", pa.float32())])
+
+    def read(self, work):
+        for found in super().read(work):
+            yield found.set_column(3, "text", pa.nulls(found.num_rows, pa.string())).append_column("grey", pa.nulls(found.num_rows, pa.float32()))
+
+    def pixels(self, row):
+        if row["version"] == "corrupt":
+            raise BadItem("corrupt_tile", "told to be")
+        if row["version"] == "hang":
+            time.sleep(3600)
+        return np.full((8, 8, 3), int(row["version"]), np.uint8), {"grey": float(row["version"])}
+
+    def confirm(self, work):
+        if Path(work["unit"][0].as_py()).with_suffix(".replaced").exists():
+            raise UnitChanged("replaced")
 
 
 def items(ids, versions, uris, texts) -> pa.Table:

@@ -66,13 +66,14 @@ class SlidesJob(Model):
     page: str | None = None
     """A local folder for an index of all slides with their pictures, made anew by every run: open its index.html."""
 
-    @pydantic.model_validator(mode="after")
-    def _other_grids(self) -> "SlidesJob":
+    @pydantic.field_validator("grids")
+    @classmethod
+    def _other_grids(cls, grids: list[Grid]) -> list[Grid]:
         try:
-            check_grids(self.grids)
+            check_grids(grids)
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        return self
+        return grids
 
     @pydantic.field_validator("page")
     @classmethod

@@ -9,7 +9,7 @@
 * `delete` removes rows; refused if their fragments were touched.
 
 A Merge must keep every fragment, so it cannot do what `replace` does: a fragment whose rows are all replaced goes.
-`self_test` proves the first two of the engine, and that the store lets one of several commits at the same moment win.
+`self_test` proves the first three of the engine, and that the store lets one of several commits at the same moment win.
 """
 
 import random
@@ -119,6 +119,10 @@ def self_test(at: TableAt) -> None:
             raise EngineRefused(
                 f"pylance {lance.__version__} on {at.uri} lost or repeated a row when it was replaced; install the version of constraints.txt"
             )
+        more = write_fragments(pa.table({"id": ["d"]}, schema=schema), replaced, mode="append", storage_options=at.options)
+        held = {fragment.fragment_id for fragment in replaced.get_fragments()}
+        exchange(replaced, more, without=[], touching=held, options=at.options)
+        _must_conflict(lambda: exchange(replaced, more, without=[], touching=held, options=at.options), at)
         for _ in range(RACES):
             _one_must_win(lance.dataset(scratch.path(), storage_options=at.options), at)
     finally:

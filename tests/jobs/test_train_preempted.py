@@ -27,11 +27,13 @@ QUIET = {"RAY_memory_monitor_refresh_ms": "0"}
 
 
 @pytest.fixture
-def head(tmp_path):
+def head(tmp_path_factory):
+    # A short name: the paths of Ray's sockets may have 107 characters.
+    folder = tmp_path_factory.mktemp("p")
     port, client = free_ports(2)
-    head = Head(tmp_path, port, "", secrets.token_hex(32))
+    head = Head(folder, port, "", secrets.token_hex(32))
     ports = [f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
-    process = start(head, "--head", "--num-cpus=1", f"--temp-dir={tmp_path}", *ports, settings=QUIET)
+    process = start(head, "--head", "--num-cpus=1", f"--temp-dir={folder}", *ports, settings=QUIET)
     try:
         wait(lambda: answers(port), seconds=120)
         yield head

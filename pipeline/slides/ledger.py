@@ -30,6 +30,13 @@ def slide_rows(
     return rows
 
 
+def kept_elsewhere(at: TableAt, *, source: str) -> dict[str, str]:
+    """URIs of the slides of other sources in the same table, and the names of these."""
+    dataset = at.open(SUFFIX)
+    rows = dataset.to_table(columns=["id", "source"], filter=f"source != {quoted(source)}").to_pylist() if dataset is not None else []
+    return {row["id"]: row["source"] for row in rows}
+
+
 def record_slides(at: TableAt, rows: Sequence[Mapping[str, Any]]) -> int:
     """Write SLIDE rows, each in the place of the one with its id; returns how many were written. Large columns that a row leaves out stay.
 

@@ -24,7 +24,7 @@ from pipeline.readers.slides import Tiles
 from pipeline.slides.current import WITH_TILES, Comparison, Row, compare, identify
 from pipeline.slides.handles import Cache
 from pipeline.slides.inventory import Inventory, Slides, take_inventory
-from pipeline.slides.ledger import SMALL, forget_slides, record_slides, slide_rows
+from pipeline.slides.ledger import SMALL, forget_slides, kept_elsewhere, record_slides, slide_rows
 from pipeline.slides.report import SlideLimits, SlidesReport, count
 from pipeline.slides.survey import Look, Survey
 from pipeline.slides.tiling import check_grids, cuts_of
@@ -115,10 +115,22 @@ def list_slides(job: SlidesJob) -> Work:
         cache=job.cache,
         storage_options=job.slides.storage_options,
     )
+    _refuse_shared(inventory, job)
     known = slide_rows(job.table, source=look.source, columns=SMALL)
     comparison = compare(inventory, known, look, retry=job.sync.retry_rejects)
     log.info("%d slides, %d to look at, %d gone", len(inventory.slides), len(comparison.jobs), len(comparison.vanished))
     return Work(job, encoder, inventory, look, comparison)
+
+
+def _refuse_shared(inventory: Inventory, job: SlidesJob) -> None:
+    """Raise ConfigError if another source of the same table has one of the slides: two would write its row in turn."""
+    elsewhere = kept_elsewhere(job.table, source=job.slides.source)
+    shared = [slide.uri for slide in inventory.slides if slide.uri in elsewhere] if elsewhere else []
+    if shared:
+        raise ConfigError(
+            f"table {job.table.name!r} has {len(shared)} of these {len(inventory.slides)} slides, e.g. {shared[0]}, under the source "
+            f"{elsewhere[shared[0]]!r}; to go on with that one, set slides.name to it, else list other slides or fill another table"
+        )
 
 
 # ---- survey ----

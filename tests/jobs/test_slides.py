@@ -127,3 +127,8 @@ def test_a_plan_opens_and_writes_nothing(lab):
     planned = plan(lab.job())
     assert (planned["unchanged"], planned["to_survey"]) == (1, 1)
     assert planned["tiles_estimated"] == pytest.approx(len(lab.tiles()), rel=0.5)
+    # Another folder beside the first is another source, which would write the same slides' rows in turn.
+    places = {"uri": [str(lab.folder), str(lab.db)], "suffixes": [".svs", ".lance", ".txn"]}
+    with pytest.raises(ConfigError, match=r"set slides\.name to it"):
+        plan(lab.job(slides=places))
+    assert plan(lab.job(slides=places | {"name": lab.job().slides.source}))["unchanged"] == 1

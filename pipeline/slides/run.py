@@ -241,6 +241,8 @@ def fill_tiles(tiling: Tiling, report: SlidesReport) -> str | None:
         filling.settle(settled_already(prepared.plan, prepared.reader, contents, sorted(known & _left(prepared.plan))))
         if prepared.plan.chunks:
             embed_chunks(filling, job.compute)
+        for unit in filling.changed_units:
+            gate.forget(filling.committer, unit)
         for group in groups:
             if not group.units:
                 gate.exchange(filling.committer, group, [])

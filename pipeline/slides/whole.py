@@ -107,6 +107,14 @@ class WholeSlides:
         self.removed += done.removed
         self.revised += done.revised
 
+    def forget(self, committer: Committer, unit: str) -> None:
+        """Drop what was staged of a slide that was replaced meanwhile: no run will want it."""
+        group = self._groups[unit]
+        for receipt in group.receipts:
+            if receipt.unit == unit:
+                committer.staging.delete_receipt(receipt.chunk)
+        group.receipts = [receipt for receipt in group.receipts if receipt.unit != unit]
+
     def _wanted(self, units: Iterable[str]) -> pa.Table:
         carried = [name for name in self._reader.metadata.names if name in SETTLED or name not in TILE.names]
         tables = [item_schema(self._reader.metadata).empty_table().append_column("_unit", pa.array([], pa.string()))]

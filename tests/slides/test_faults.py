@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipeline.table.stage import Staging
 from tests.slides.build import Piece, Scene, cut, drawn_textures, half_zero_tile, render, write_svs, write_tiff, zero_tile
 from tests.slides.runs import Lab, canvas, vectors, write
 
@@ -109,10 +110,11 @@ def test_a_slide_that_is_replaced_while_it_is_read_is_never_mixed(lab, tmp_path)
     write(lab.folder / "b.svs", 2)
     other = write(tmp_path / "other.svs", 3)
     encoder = {"target": "tests.slides.faults:Replaces", "args": {"dim": 16, "file": str(slide), "by": str(other)}}
-    report = lab.run(encoder=encoder, compute={"threads": 1})
+    report = lab.run(encoder=encoder, compute={"threads": 1, "chunk_rows": 10})
     assert report.status == "failed"
     assert lab.statuses() == {"a.svs": ("failed", "changed"), "b.svs": ("ok", None)}
     assert lab.tiles("a.svs") == {}
+    assert Staging(lab.at).receipts() == [], "nothing that nobody will commit is kept"
     report = lab.run(encoder=encoder)
     assert (report.status, report.opened) == ("done", 1)
     assert lab.statuses()["a.svs"] == ("ok", None)

@@ -33,8 +33,8 @@ def place(tmp_path_factory):
 
 def job(place, name, **sections):
     model = {"target": "pipeline.training.openclip:TrainOpenClip", "args": {"model": f"local-dir:{place}/model"}}
-    rates = {"learning_rate": 3e-3, "warmup": 0.1}
-    return TrainJob.model_validate(picture_values(place, model, name=name, steps=STEPS, optimisation=rates, **sections))
+    rates, watching = {"learning_rate": 3e-3, "warmup": 0.1}, {"checkpoint_every": 4, "evaluate_every": 20, "notice_every": 10}
+    return TrainJob.model_validate(picture_values(place, model, name=name, steps=STEPS, optimisation=rates, watching=watching, **sections))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import yaml
 from pipeline.table.stage import Staging
 from tests.slides.runs import Lab, write
 
+pytestmark = pytest.mark.usefixtures("cluster")
 SLIDES = 4
 
 
@@ -25,11 +26,14 @@ def lab(tmp_path):
     return lab
 
 
-def start(lab, *, name="t", seconds=0.0):
+def settings(lab, seconds=0.0):
     encoder = {"target": "tests.sources:Slow", "args": {"dim": 16, "seconds": seconds, "memory": str(lab.db.parent)}}
-    job = lab.job(encoder=encoder, table={"name": name}, compute={"chunk_rows": 20, "batch_size": 8, "threads": 1}, sync={"commit_every_s": 0})
-    path = lab.db.parent / f"{name}-{time.monotonic_ns()}.yaml"
-    path.write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    return {"encoder": encoder, "compute": {"chunk_rows": 20, "batch_size": 8, "threads": 1}, "sync": {"commit_every_s": 0}}
+
+
+def start(lab, *, seconds):
+    path = lab.db.parent / f"{time.monotonic_ns()}.yaml"
+    path.write_text(yaml.safe_dump(lab.job(**settings(lab, seconds)).model_dump(mode="json")))
     command = [sys.executable, "-m", "jobs.slides", str(path)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -59,16 +63,16 @@ def test_a_run_killed_half_way_shows_whole_slides_only_and_is_finished_by_the_ne
     seen = {slide_id: len(lab.tiles(slide_id)) for slide_id in counts}
     assert all(seen[slide_id] in (0, counts[slide_id]) for slide_id in counts), "a reader sees half a slide"
     assert 0 < sum(seen.values()) < sum(counts.values())
-    report = finish(start(lab))
-    assert report["opened"] == 0, "what was surveyed stays surveyed"
-    assert report["tiles"]["written"] == sum(counts.values()) - sum(seen.values())
+    report = lab.run(**settings(lab))
+    assert report.opened == 0, "what was surveyed stays surveyed"
+    assert report.tiles.written == sum(counts.values()) - sum(seen.values())
     assert {row["status"] for row in lab.slides().values()} == {"ok"}
     assert Staging(lab.at).receipts() == []
     whole = Lab(lab.folder, lab.db, name="whole")
-    finish(start(lab, name="whole"))
+    whole.run(**settings(lab))
     assert content(lab) == content(whole)
-    third = finish(start(lab))
-    assert (third["unchanged"], third["tiles"]["commits"]) == (SLIDES, 0)
+    third = lab.run(**settings(lab))
+    assert (third.unchanged, third.tiles.commits) == (SLIDES, 0)
 
 
 def test_two_runs_at_once_on_an_empty_table_lose_and_repeat_nothing(lab):

@@ -37,6 +37,11 @@ bench: setup
 	$(BIN)/python -m benchmarks.text_order
 	$(BIN)/python -m benchmarks.gradcache
 	$(BIN)/python -m benchmarks.instructions
+	$(BIN)/python -m benchmarks.train_emoji
+	$(BIN)/python -m benchmarks.train_vqa
+	$(BIN)/python -m benchmarks.ablations
+	$(BIN)/python -m benchmarks.slide_reading
+	$(BIN)/python -m benchmarks.slides_rerun
 
 clean:
 	rm -rf .venv demo/assets demo/output

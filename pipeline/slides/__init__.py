@@ -72,7 +72,8 @@ class SlideInfo:
     content_fp: str
     """Changes when the file is replaced, not when it is moved or copied, also to an object store: `pipeline.slides.describe`."""
     reader: str
-    """Name and version of what reads this slide. Readers give the same pixels (PIXELS), so it explains and does not identify."""
+    """Name and version of what reads this slide. Readers give the same pixels (PIXELS); all the same, a tile counts as changed when a new
+    look at its slide finds another reader or version: rather embedded once too often than pixels mixed unnoticed."""
     notes: tuple[str, ...] = ()
     """What a person should know, such as why the fast reader was not used."""
 

@@ -8,7 +8,7 @@ import json
 import lance
 
 from demo import assets
-from demo.__main__ import OUTPUT, tessera
+from demo.commands import OUTPUT, tessera
 from demo.packages import Unavailable
 from demo.slide_assets import fetch_slides
 

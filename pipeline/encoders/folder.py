@@ -4,7 +4,6 @@ Of a vision-language model the same file says more: `pipeline.vlm.spec`.
 """
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import pydantic
 
 from pipeline.config import ConfigError, Model, Ref
+from pipeline.encoders.new_folder import appearing, check_new
 from pipeline.vlm.card import Card, folder_card_text
 from pipeline.vlm.spec import FILE, check_files, digests, read_spec, write_spec
 
@@ -66,22 +66,12 @@ def save_folder(folder: Path, write: Callable[[Path], None], *, spec: FolderSpec
 
     Raises ConfigError if the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; an encoder is saved into a new folder, never over another one")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    check_new(folder)
+    with appearing(folder) as part:
         write(part)
         fingerprint = spec.ref(part).build().fingerprint
         spec = spec.model_copy(update={"files": digests(part), "training": card.training(), "fingerprint": fingerprint})
         (part / "README.md").write_text(folder_card_text(card, spec.encoder, {**spec.args, "fingerprint": fingerprint}), encoding="utf-8")
         write_spec(spec, part)
-        if folder.is_dir():
-            folder.rmdir()
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     log.info("saved encoder %s with fingerprint %s", folder, spec.fingerprint)
     return spec

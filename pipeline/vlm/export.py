@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.config import ConfigError
+from pipeline.encoders.new_folder import appearing, check_new
 from pipeline.vlm.card import Card, card_text
 from pipeline.vlm.heads import num_parameters
 from pipeline.vlm.preparer import Preparer
@@ -36,24 +37,14 @@ def save_encoder(
     is not empty, or if spec, model and head contradict each other.
     """
     _check(folder, model, spec, head)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with appearing(folder) as part:
         spec = _write(part, model, preparer=preparer, spec=spec, card=card, head=head)
-        if folder.is_dir():
-            folder.rmdir()
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     log.info("saved encoder %s with fingerprint %s", folder, spec.fingerprint)
     return spec
 
 
 def _check(folder: Path, model: torch.nn.Module, spec: EncoderSpec, head: torch.nn.Module | None) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; an encoder is saved into a new folder, never over another one")
+    check_new(folder)
     if (head is None) != (spec.head is None):
         raise ConfigError("a spec with a head needs its weights (head=), and weights of a head a spec that says their shape (spec.head)")
     if spec.adapter is None and spec.base.model != ".":

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 TEXT_WINDOW = 2048
 """Most texts in one call of `encode`: enough to sort by length, small enough to share among threads."""
 
+CALLS_A_PART = 2
+"""Batches of images that a thread encodes one after the other: the second finds the model in the processor's caches."""
+
 CHUNKS_AT_ONCE = 2
 """Chunks that a worker has in hand at the same time."""
 
@@ -226,7 +229,8 @@ class ChunkWorker:
     def _part_size(self, items: pa.Table) -> int:
         has_image = "image" in self._vectorise.inputs and items["image"].null_count + items["image_uri"].null_count < 2 * items.num_rows
         if has_image or self._vectorise.pixels is not None:
-            return self.task.batch_size
+            enough_for_all = items.num_rows >= 2 * self.task.threads * CALLS_A_PART * self.task.batch_size
+            return self.task.batch_size * (CALLS_A_PART if enough_for_all else 1)
         share: int = math.ceil(items.num_rows / self.task.threads)
         return max(self.task.batch_size, min(TEXT_WINDOW, share))
 

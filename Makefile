@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.ablations
 	$(BIN)/python -m benchmarks.slide_reading
 	$(BIN)/python -m benchmarks.slides_rerun
+	$(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf .venv demo/assets demo/output

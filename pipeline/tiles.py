@@ -14,6 +14,9 @@ import pydantic
 
 from pipeline.config import Model
 
+PIXELS = "JPEG by libjpeg-turbo, accurate DCT and upsampling; no colour profile; area means when shrinking; on the slide's white; version 1"
+"""How a slide's stored data become a tile's pixels, by every reader: part of an encoder's fingerprint. Tests hold the readers to it, bit by bit."""
+
 LEVEL_TOLERANCE = 0.01
 """Share by which a level may be too coarse and still be read: such a tile is enlarged by at most this much, and covers what it should."""
 
@@ -76,11 +79,6 @@ class Cut:
     def read_px(self) -> int:
         """Side of a tile in px of `level`: what is read, and then resampled to `tile_px`."""
         return round(self.footprint / self.downsample)
-
-    @property
-    def resize_factor(self) -> float:
-        """Px of a tile by px read; 1 means pixels as they are stored."""
-        return self.tile_px / self.read_px
 
     @property
     def mpp_effective(self) -> float:

@@ -10,8 +10,8 @@ import pyarrow as pa
 from pipeline.config import ConfigError, nearest
 from pipeline.encoders import Encoder
 from pipeline.encoders.lineage import fingerprint_of
+from pipeline.tiles import PIXELS
 
-PIXELS = "JPEG decoded as OpenSlide does (accurate DCT), area means when shrinking, on the slide's white, version 1"
 STAINS = ("macenko", "reinhard")
 
 

@@ -3,14 +3,12 @@
 `pipeline.slides.opening.open_slide` opens one. Coordinates are pixels of level 0 of the full image, x to the right and y down.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-PIXELS = "slides-1: libjpeg-turbo, accurate DCT and upsampling; no colour profile; whole px of a level"
-"""How stored data become pixels, by every reader here: what a vector depends on. Tests hold the readers to it, bit by bit."""
+from pipeline.tiles import mean_mpp
 
 
 class BadSlide(Exception):
@@ -72,15 +70,15 @@ class SlideInfo:
     content_fp: str
     """Changes when the file is replaced, not when it is moved or copied, also to an object store: `pipeline.slides.describe`."""
     reader: str
-    """Name and version of what reads this slide. Readers give the same pixels (PIXELS); all the same, a tile counts as changed when a new
-    look at its slide finds another reader or version: rather embedded once too often than pixels mixed unnoticed."""
+    """Name and version of what reads this slide. Readers give the same pixels (`pipeline.tiles.PIXELS`); all the same, a tile counts as
+    changed when a new look at its slide finds another reader or version: rather embedded once too often than pixels mixed unnoticed."""
     notes: tuple[str, ...] = ()
     """What a person should know, such as why the fast reader was not used."""
 
     @property
     def mpp(self) -> float | None:
         """The scale to work with: the geometric mean of mpp_x and mpp_y."""
-        return None if self.mpp_x is None or self.mpp_y is None else math.sqrt(self.mpp_x * self.mpp_y)
+        return None if self.mpp_x is None or self.mpp_y is None else mean_mpp(self.mpp_x, self.mpp_y)
 
 
 class Slide(Protocol):

@@ -33,7 +33,6 @@ def test_a_tile_covers_the_same_microns_on_every_scanner(mpp, pyramid, wanted):
     assert abs(cut.footprint_l0 * mpp / microns - 1) <= 0.002
     assert abs(cut.read_px * cut.downsample * mpp / microns - 1) <= 0.002
     assert cut.read_px >= 256 / 1.01 - 1
-    assert cut.resize_factor == 256 / cut.read_px
 
 
 def test_a_level_rounded_up_is_read_by_its_true_downsample():
@@ -54,7 +53,7 @@ def test_enlarging_is_refused_unless_allowed_and_then_recorded():
     with pytest.raises(WrongScale, match=r"1 microns per px at its finest.*asks for 0\.5.*mpp=1.*allow_upsample: true"):
         cut_for(Grid(mpp=0.5), mpp=1.0, downsamples=PYRAMID)
     cut = cut_for(Grid(mpp=0.5, allow_upsample=True), mpp=1.0, downsamples=PYRAMID)
-    assert (cut.level, cut.read_px, cut.resize_factor, cut.upsampled, cut.mpp_effective) == (0, 128, 2.0, True, 0.5)
+    assert (cut.level, cut.read_px, cut.upsampled, cut.mpp_effective) == (0, 128, True, 0.5)
 
 
 def test_pixels_are_left_as_they_are_within_the_stated_error_or_the_slide_is_refused():

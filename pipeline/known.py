@@ -85,7 +85,7 @@ class Contents:
     others: Known
     """Rows of other sources in the same table."""
     rejected: Known
-    """Items of this source that were rejected, in the version that was rejected."""
+    """Items of this source that were rejected, in the version that was rejected; without one where the reason may pass by itself."""
     version: int
     """The table's version that was read; 0 if there is no table."""
     retries: bool = False

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from pipeline.config import ConfigError, nearest
 from pipeline.media import BadItem
-from pipeline.stores import CONNECTIONS, filesystem, probe, reaching
+from pipeline.stores import CONNECTIONS, check_credentials, filesystem, probe, reaching
 from schemas.items import LISTING
 
 FOUND = pa.schema([LISTING.field(name) for name in ("unit", "version", "bytes")])
@@ -256,7 +256,8 @@ def fetch(uris: Sequence[str | None], *, max_bytes: int, storage_options: dict[s
     """The bytes of each file, in order; None for None.
 
     A file that is gone or forbidden is a BadItem `missing`, one larger than `max_bytes` is `too_many_bytes` and is not
-    read whole. A store that cannot be reached raises: that is no item's fault. Object stores are read 64 files at a time.
+    read whole. A store that cannot be reached, or refuses the credentials (CredentialsRefused), raises: that is no item's
+    fault. Object stores are read 64 files at a time.
     """
     results: list[bytes | BadItem | None] = [None] * len(uris)
     remote: dict[str, list[int]] = {}
@@ -328,6 +329,7 @@ def _read_sync(store: Any, path: str, max_bytes: int) -> bytes | BadItem:
             return _too_large(size, max_bytes)
         return bytes(store.cat_file(path))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        check_credentials(error, path)
         return BadItem("missing", f"{type(error).__name__}: {error}")
 
 
@@ -340,7 +342,10 @@ async def _read_async(store: Any, path: str, max_bytes: int) -> bytes | BadItem:
             if isinstance(error, FileNotFoundError | PermissionError) or (await store._info(path))["size"] != 0:
                 raise
             return b""  # stores refuse a range of an empty object
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+    except OSError as error:
+        check_credentials(error, path)
+        if not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise
         return BadItem("missing", f"{type(error).__name__}: {error}")
     return data if len(data) <= max_bytes else _too_large(None, max_bytes)
 

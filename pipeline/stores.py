@@ -14,6 +14,12 @@ from pipeline.config import ConfigError, nearest
 
 CONNECTIONS = 64
 PROBE_S = 10.0
+CREDENTIAL_FAULTS = (
+    *("AccountProblem", "AllAccessDisabled", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken"),
+    *("NotSignedUp", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired"),
+)
+"""What S3 says when it refuses whoever asks, whatever is asked for (API reference, "Error responses"). s3fs makes most of
+them the same PermissionError as a single object's AccessDenied."""
 PACKAGES = {"s3": "tessera[s3]", "s3a": "tessera[s3]", "gs": "tessera[gcs]", "gcs": "tessera[gcs]"}
 
 
@@ -37,6 +43,21 @@ def filesystem(uri: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
     elif scheme not in ("gs", "gcs", "http", "https"):
         options = kind._get_kwargs_from_urls(uri) | options
     return kind(**options), kind._strip_protocol(uri)
+
+
+class CredentialsRefused(OSError):
+    """The store refuses the credentials: no file's fault, and none can be read."""
+
+
+def check_credentials(error: OSError, uri: str) -> None:
+    """Raise CredentialsRefused if that is what a store's error comes from."""
+    response = getattr(error.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    if code in CREDENTIAL_FAULTS:
+        raise CredentialsRefused(
+            f"{uri}: the store refuses the credentials ({code}: {error}); renew those in the environment or storage_options, "
+            "check this machine's clock, and run again"
+        ) from error
 
 
 @contextmanager

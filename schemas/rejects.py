@@ -5,7 +5,7 @@ import pyarrow as pa
 from schemas import field
 
 REASONS = {
-    "missing": "the file or object is not there, or may not be read",
+    "missing": "the file or object is not there, may not be read, or its host gave no answer",
     "empty": "zero bytes, or a text of only white space",
     "too_many_bytes": "larger than limits.max_item_bytes",
     "too_many_pixels": "larger than limits.max_pixels when decoded (a decompression bomb)",
@@ -19,6 +19,9 @@ REASONS = {
     "worker_died": "the worker process died, or hung past limits.item_timeout_s, on this item",
 }
 """Every reason a reject row can have."""
+
+PASSING = frozenset({"missing"})
+"""Reasons that may pass while the item's version stays: such an item is tried again on every run."""
 
 REJECT = pa.schema(
     [

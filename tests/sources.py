@@ -35,6 +35,14 @@ class Lines:
         yield items(work["id"].to_pylist(), work["version"].to_pylist(), work["unit"].to_pylist(), texts)
 
 
+class Pointers(Lines):
+    """Lines that name the image each of them stands for."""
+
+    def read(self, work):
+        for found in super().read(work):
+            yield found.set_column(5, "image_uri", found["text"]).set_column(3, "text", pa.nulls(found.num_rows, pa.string()))
+
+
 class Ledgers:
     """A folder of .json files, each a container: a list of [id, text]; the version of an item is its text."""
 

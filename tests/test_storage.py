@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.config import ConfigError
 from pipeline.media import BadItem
 from pipeline.storage import FOUND, canonical, fetch, find, open_file, source_name
+from pipeline.stores import CredentialsRefused
 
 ODD_NAMES = ["a b.jpg", "ü€𝄞.jpg", "50%25 #1?.jpg", "[x] *.jpg", "a::b.jpg", "q'uo\"te.jpg", "new\nline.jpg"]
 
@@ -264,6 +265,15 @@ def test_a_forbidden_store_is_an_answer_at_once():
     with answering(FORBIDDEN) as options:
         assert fetch(["s3://bucket/photos/a.jpg"], max_bytes=10, storage_options=options)[0].reason == "missing"
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"])
+def test_refused_credentials_are_no_files_fault(code):
+    """They are the same PermissionError as one forbidden object, and every file became a reject that no later run tried again."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    reply = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with answering(reply) as options, pytest.raises(CredentialsRefused, match=rf"credentials \({code}: no\); renew"):
+        fetch(["s3://bucket/photos/a.jpg"], max_bytes=10, storage_options=options)
 
 
 @pytest.mark.parametrize("how", ["refuses", "is silent"])

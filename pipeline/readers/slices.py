@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from pipeline.readers.identity import position_ids
 from pipeline.readers.rows import Block, Columns, items
+from pipeline.stores import check_credentials
 from schemas.items import SLICE, item_schema
 
 MAX_SLICE_ROWS = 8192
@@ -56,6 +57,7 @@ def read(work: pa.Table, blocks: Blocks, wanted: Columns, metadata: pa.Schema) -
                 yield items(block, wanted, metadata)
                 at += len(block)
         except (FileNotFoundError, PermissionError) as error:
+            check_credentials(error, unit)
             reason, detail = "missing", f"{unit}: {error}"
         except (pa.ArrowInvalid, OSError) as error:
             if of_the_store(error):

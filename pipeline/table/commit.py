@@ -18,7 +18,7 @@ from pipeline.table.at import TableAt
 from pipeline.table.contents import quoted, rows_with
 from pipeline.table.rejects import forget_rejects, record_rejects
 from pipeline.table.stage import Receipt, Staged, Staging, metadata_of, read_staged, stage_rows
-from schemas.rejects import REJECT
+from schemas.rejects import PASSING, REJECT
 
 
 @dataclass
@@ -234,7 +234,8 @@ class Committer:
         if receipt.unit is not None:
             unit = self.units.setdefault(receipt.unit, [0, 0])
             unit[0] += receipt.listed
-            unit[1] += rejected
+            # What may pass by itself is left out: the counts then do not add up, and the container is read again by the next run.
+            unit[1] += rejected - sum(reason in PASSING for reason in receipt.rejects["reason"].to_pylist())
 
     def _account(self, receipts: list[Receipt], fitted: list[_Fitted], *, replaced: bool) -> None:
         """Count what was committed, and record the duplicates that came to light."""

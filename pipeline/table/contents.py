@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.known import Contents, Known, hash64
 from pipeline.plan import Note
 from pipeline.table.at import TableAt
+from schemas.rejects import PASSING
 
 
 def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: str) -> Contents:
@@ -25,7 +26,11 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
     rejects = at.open(".rejects")
     if rejects is not None:
         # A duplicate has the id, and may have the version, of the item that came first: that one must not pass for rejected.
-        _add(rejected, rejects.to_table(columns=["id", "_version"], filter=f"source = {quoted(source)} AND reason != 'duplicate_id'"))
+        rows = rejects.to_table(columns=["id", "_version", "reason"], filter=f"source = {quoted(source)} AND reason != 'duplicate_id'")
+        passing = pc.is_in(rows["reason"], pa.array(sorted(PASSING)))
+        _add(rejected, rows.filter(pc.invert(passing)))
+        again = hash64(rows["id"].filter(passing))
+        rejected.add(again, np.zeros(len(again), np.uint64))  # under no version: tried again, and forgotten once it is embedded
     units = unit_states(dataset, source=source) if dataset is not None else {}
     return Contents(own=own, others=others, rejected=rejected, version=dataset.version if dataset is not None else 0, units=units)
 

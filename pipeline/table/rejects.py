@@ -7,11 +7,11 @@ from lance.fragment import write_fragments
 from pipeline.table.at import TableAt, create_dataset
 from pipeline.table.contents import id_predicate
 from pipeline.table.swap import delete, insert, until_accepted
-from schemas.rejects import REJECT
+from schemas.rejects import PASSING, REJECT
 
 
 def record_rejects(at: TableAt, tables: list[pa.Table]) -> None:
-    """Record reject rows, one an id: an older reject of the same id goes, an equal one is not written again."""
+    """Record reject rows, one an id: an older reject of the same id goes; one of the same version stays, unless it has passed."""
     rows = pa.concat_tables([REJECT.empty_table(), *tables]).combine_chunks()
     if rows.num_rows == 0:
         return
@@ -22,8 +22,8 @@ def record_rejects(at: TableAt, tables: list[pa.Table]) -> None:
 def _record(at: TableAt, rows: pa.Table) -> None:
     dataset = at.open(".rejects")
     assert dataset is not None
-    known = {(r["id"], r["_version"]): r for r in _rejects_of(dataset, rows["id"].to_pylist())}
-    fresh = _first_of_each_id(rows, set(known))
+    known = {(r["id"], r["_version"]): r["reason"] for r in _rejects_of(dataset, rows["id"].to_pylist())}
+    fresh = _first_of_each_id(rows, known)
     if fresh.num_rows == 0:
         return
     dataset, _ = delete(dataset, fresh["id"].to_pylist(), at.options)
@@ -50,10 +50,12 @@ def _rejects_of(dataset: lance.LanceDataset, ids: list[str]) -> list[dict[str, s
     return rows
 
 
-def _first_of_each_id(rows: pa.Table, known: set[tuple[str, str]]) -> pa.Table:
+def _first_of_each_id(rows: pa.Table, known: dict[tuple[str, str], str]) -> pa.Table:
+    """`known`: the reason of each reject that is recorded, by id and version."""
     seen: set[str] = set()
     keep = []
-    for item, version in zip(rows["id"].to_pylist(), rows["_version"].to_pylist(), strict=True):
-        keep.append(item not in seen and (item, version) not in known)
+    for item, version, reason in zip(*(rows[name].to_pylist() for name in ("id", "_version", "reason")), strict=True):
+        before = known.get((item, version))
+        keep.append(item not in seen and (before is None or (before in PASSING and before != reason)))
         seen.add(item)
     return rows.filter(pa.array(keep, pa.bool_()))

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs import embed
 from jobs.embed import EmbedJob, plan, run
@@ -147,6 +148,31 @@ def test_a_reject_that_is_tried_again_and_succeeds_is_forgotten(tmp_path, target
     assert run(job_of(tmp_path, folder, target=target)).rejected == 1
     retried = run(job_of(tmp_path, folder, target=target, sync={"retry_rejects": True}))
     assert (retried.unchanged, retried.written, retried.rejected, rejects(tmp_path)) == (1, 1, 0, {})
+
+
+@pytest.mark.parametrize("target", ["tests.sources:Pointers", "pipeline.readers.jsonl:JsonLines"])
+def test_what_was_missing_is_tried_again_by_the_next_run(tmp_path, target):
+    """A mount that was away for a minute made rejects that no later run tried again: neither the item nor its container had changed."""
+    source, away, mount = tmp_path / "source", tmp_path / "away", tmp_path / "mount"
+    source.mkdir()
+    away.mkdir()
+    (away / "b.png").write_bytes(b"no picture")
+    Image.new("RGB", (8, 8), (9, 90, 200)).save(away / "a.png")
+    uris = {name: str(mount / f"{name}.png") for name in "abc"}
+    for name, uri in uris.items():
+        (source / f"{name}.txt").write_text(uri)
+    (source / "all.jsonl").write_text("".join(json.dumps({"id": name, "picture": uri}) + "\n" for name, uri in uris.items()))
+    args = {"uri": str(source), **({"id": "id", "image_uri": "picture"} if "JsonLines" in target else {})}
+    job = job_of(tmp_path, source, encoder={"target": "tests.sources:Quadrants"}).model_copy(update={"source": Ref(target=target, args=args)})
+    first = run(job)
+    assert (first.written, first.rejected, rejects(tmp_path)) == (0, 3, dict.fromkeys("abc", "missing"))
+    away.rename(mount)
+    second = run(job)
+    assert (second.written, second.rejected, rejects(tmp_path)) == (1, 2, {"b": "not_an_image", "c": "missing"})
+    third = run(job)
+    assert (third.written, third.unchanged, third.rejected, third.commits) == (0, 1, 2, 0)
+    assert rejects(tmp_path) == {"b": "not_an_image", "c": "missing"}
+    assert adds_up(third)
 
 
 def test_too_many_rejects_fail_the_job_and_leave_the_table_consistent(tmp_path, texts):

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
 
 from pipeline.adopt import adopt
@@ -33,6 +34,7 @@ from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
 from pipeline.table.commit import Committer
 from pipeline.table.contents import quoted, read_contents, read_notes, unit_states
 from pipeline.table.ledger import record_model, record_notes
+from pipeline.table.rejects import forget_rejects, rejects_of
 from pipeline.table.stage import Receipt, Staging, Unproved
 from pipeline.table.swap import self_test
 from pipeline.work import Task
@@ -281,10 +283,28 @@ class Filling:
     def end(self, *, vanished: list[str] | None) -> None:
         """As `finish`, with the ids of vanished items given: None if they cannot be known."""
         self.report.vanished = None if vanished is None else len(vanished)
+        self.report.unread = len(self.committer.unread)
+        if self.committer.unread:
+            log.warning(
+                "%d containers could not be read whole; their old rows stay, and the next run tries them again: %s",
+                len(self.committer.unread),
+                ", ".join(sorted(self.committer.unread)[:5]),
+            )
         if vanished and self.sync.vanished == "delete":
             self.report.deleted = delete_vanished(self.committer, vanished, self.prepared, self.sync)
+        self._forget_outdated_rejects()
         self._note_units()
         self._prove()
+
+    def _forget_outdated_rejects(self) -> None:
+        """Those of containers that were read whole and have them no more: of rows that are gone, or of when a container could not be read."""
+        p = self.prepared
+        if not p.plan.units or not len(p.contents.rejected):
+            return
+        rejects = rejects_of(p.table, source=p.reader.source)
+        whole = np.asarray(pc.is_in(rejects["_unit"], pa.array(sorted(self._whole_units()), pa.string())))
+        outdated = whole & ~self.committer.refused.find(hash64(rejects["id"]))[0]
+        forget_rejects(p.table, rejects["id"].filter(pa.array(outdated)).to_pylist())
 
     def _vanished(self) -> list[str]:
         """Ids of this source's rows whose item was not met."""
@@ -296,10 +316,23 @@ class Filling:
             return []
         hashes = hash64(rows["id"])
         known = p.contents.own.find(hashes)[0]  # what another job has brought since the plan is not ours to miss
-        met = self.committer.own.find(hashes)[0]
-        complete = np.isin(rows["_unit"].to_numpy().astype(object), list(p.plan.complete_units))
-        ids: list[str] = rows["id"].filter(pa.array(known & ~met & ~complete)).to_pylist()
+        met = self.committer.own.find(hashes)[0] | self.committer.refused.find(hashes)[0]
+        ids: list[str] = rows["id"].filter(pa.array(known & ~met & self._is_known(rows["_unit"]))).to_pylist()
         return ids
+
+    def _is_known(self, units: pa.ChunkedArray) -> np.ndarray:
+        """Whether it is known what became of the rows (N,) of some containers that this run has not met.
+
+        Not of those that need no reading; and while some cannot be read only of those that were: the rest may have moved to where nobody can look.
+        """
+        if self.committer.unread:
+            return np.asarray(pc.is_in(units, pa.array(sorted(self._whole_units()), pa.string())))
+        return ~np.asarray(pc.is_in(units, pa.array(sorted(self.prepared.plan.complete_units), pa.string())))
+
+    def _whole_units(self) -> set[str]:
+        """The containers of which this run has read every item."""
+        committer, listed = self.committer, self.prepared.plan.unit_items
+        return {unit for unit, (items, _) in committer.units.items() if items == listed[unit]} - committer.unread
 
     def _note_units(self) -> None:
         p = self.prepared
@@ -307,9 +340,10 @@ class Filling:
             return
         states = unit_states(p.table.require(), source=p.reader.source)
         notes = []
-        for unit, (listed, rejected) in self.committer.units.items():
+        for unit in sorted(self._whole_units()):
+            listed, rejected = self.committer.units[unit]
             rows, digest = states.get(unit, (0, ""))
-            if listed == p.plan.unit_items[unit] and rows == listed - rejected:
+            if rows == listed - rejected:
                 row = {"source": p.reader.source, "unit": unit, "version": p.plan.units[unit], "rows": rows, "rejected": rejected, "digest": digest}
                 notes.append({**row, "run": p.run})
         record_notes(p.table, notes)

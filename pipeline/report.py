@@ -21,7 +21,9 @@ class EmbedReport:
     rejected: int = 0
     failed: int = 0
     vanished: int | None = 0
-    """Rows whose item is no longer listed; null if part of the source could not be read."""
+    """Rows whose item is no longer listed; null if part of the source failed."""
+    unread: int = 0
+    """Containers that could not be read whole: their rows stay, and the next run tries them again."""
     deleted: int = 0
     overtaken: int = 0
     """Of `unchanged`: another job committed them while this one computed them."""

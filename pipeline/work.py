@@ -96,6 +96,8 @@ class _Tally:
     rejected_before: int = 0
     rejects: list[dict[str, Any]] = field(default_factory=list)
     seen: list[np.ndarray] = field(default_factory=list)
+    before: list[np.ndarray] = field(default_factory=list)
+    unread: bool = False
     ids: Known = field(default_factory=Known)
     seconds: float = 0.0
 
@@ -177,6 +179,8 @@ class ChunkWorker:
             changed=replacing,
             rejects=pa.Table.from_pylist(rejects, schema=REJECT),
             seen=np.concatenate([np.empty(0, np.uint64), *tally.seen]),
+            before=np.concatenate([np.empty(0, np.uint64), *tally.before]),
+            unread=tally.unread,
             unit=chunk.unit,
             seconds=seconds,
         )
@@ -208,6 +212,8 @@ class ChunkWorker:
             changed = codes == CHANGED
             tally.ids.add(ids[~bad], versions[~bad])
             tally.seen.append(ids[unchanged])
+            tally.before.append(ids[before])
+            tally.unread |= bool(bad.any()) and "unreadable" in items["reject_reason"].to_pylist()
         tally.unchanged += int(unchanged.sum())
         tally.rejected_before += int(before.sum())
         fresh = ~unchanged & ~before

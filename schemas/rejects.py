@@ -12,6 +12,7 @@ REASONS = {
     "not_an_image": "the bytes are in no image format that can be read",
     "corrupt_image": "an image, but truncated or damaged",
     "bad_row": "a row of a container that could not be parsed, or lacks a required column",
+    "unreadable": "a container, or the rest of it, that cannot be read: its old rows stay, and every run tries it again",
     "duplicate_id": "another item of this table has the same id",
     "encode_failed": "the encoder raised an error on this item alone",
     "not_finite": "the encoder returned NaN, infinity or a zero vector",
@@ -20,7 +21,7 @@ REASONS = {
 }
 """Every reason a reject row can have."""
 
-PASSING = frozenset({"missing"})
+PASSING = frozenset({"missing", "unreadable"})
 """Reasons that may pass while the item's version stays: such an item is tried again on every run."""
 
 REJECT = pa.schema(

@@ -206,7 +206,7 @@ def _counted(found: Any, wanted: range | None, raw: Callable[[Any], Raw]) -> Ite
 
 def _parsed(record: Record) -> Raw:
     if record.fault:
-        return Raw(0, {}, record.fault)
+        return Raw(0, {}, record.fault if isinstance(record.fault, str) else record.fault.detail)
     try:
         return _element(json.loads(record.value), f"line {record.line}: ")
     except json.JSONDecodeError as error:

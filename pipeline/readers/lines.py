@@ -14,8 +14,9 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.media import BadItem
 from pipeline.readers import slices
-from pipeline.readers.rows import Block, Columns
+from pipeline.readers.rows import Block, Columns, Fault
 from pipeline.readers.slices import MAX_SLICE_BYTES, MAX_SLICE_ROWS, UNREADABLE, Part
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -30,7 +31,7 @@ class Line(NamedTuple):
     number: int
     end: int
     raw: bytes
-    fault: str | None
+    fault: Fault | None
 
 
 class Record(NamedTuple):
@@ -40,7 +41,7 @@ class Record(NamedTuple):
     next_line: int
     end: int
     value: Any
-    fault: str | None
+    fault: Fault | None
 
 
 class Start(NamedTuple):
@@ -78,7 +79,7 @@ def lines(file: IO[bytes], start: Start) -> Iterator[Line]:
         file.seek(at)
         while raw := file.readline(MAX_LINE_BYTES):
             at += len(raw)
-            fault = None
+            fault: Fault | None = None
             while raw and len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
                 fault = f"line {number}: longer than {MAX_LINE_BYTES} bytes"
                 raw = file.readline(MAX_LINE_BYTES)
@@ -88,7 +89,7 @@ def lines(file: IO[bytes], start: Start) -> Iterator[Line]:
             yield Line(number, at, b"" if fault else raw, fault)
             number += 1
     except DAMAGE as error:
-        yield Line(number, at, b"", f"line {number}: the rest of the file cannot be read: {error}")
+        yield Line(number, at, b"", BadItem("unreadable", f"line {number}: the rest of the file cannot be read: {error}"))
 
 
 def split(units: pa.Table, records: Records) -> tuple[pa.Table, Starts]:
@@ -117,7 +118,8 @@ def cut(ends: Iterable[tuple[int, int]]) -> list[tuple[Start, int, int]]:
             parts.append((start, row, end - start.offset))
             start = Start(row, next_line, end)
     if row > start.row or not parts:
-        parts.append((start, row, end - start.offset))
+        # A row that breaks off at once has no bytes; a slice of one row and none is UNREADABLE.
+        parts.append((start, row, max(end - start.offset, row - start.row)))
     return parts
 
 
@@ -139,7 +141,7 @@ def nearest_start(starts: Starts, unit: str, version: str, row: int) -> Start:
 
 def _blocks(records: Iterator[Record], row: int, unit: str, wanted: range, parse: Parse) -> Iterator[Block]:
     values: list[Mapping[str, Any]] = []
-    faults: list[str | None] = []
+    faults: list[Fault | None] = []
     size, last_end = 0, 0
     for number, record in enumerate(records, row):
         if number >= wanted.stop:
@@ -157,7 +159,7 @@ def _blocks(records: Iterator[Record], row: int, unit: str, wanted: range, parse
         yield _block(unit, number + (number < wanted.stop) - len(values), values, faults)
 
 
-def _parsed(record: Record, unit: str, parse: Parse) -> tuple[Mapping[str, Any], str | None]:
+def _parsed(record: Record, unit: str, parse: Parse) -> tuple[Mapping[str, Any], Fault | None]:
     if record.fault:
         return {}, record.fault
     try:
@@ -166,6 +168,6 @@ def _parsed(record: Record, unit: str, parse: Parse) -> tuple[Mapping[str, Any],
         return {}, f"line {record.line}: {error}"
 
 
-def _block(unit: str, start: int, values: list[Mapping[str, Any]], faults: list[str | None]) -> Block:
+def _block(unit: str, start: int, values: list[Mapping[str, Any]], faults: list[Fault | None]) -> Block:
     names = dict.fromkeys(name for value in values for name in value)
     return Block(unit, start, {name: [value.get(name) for value in values] for name in names}, faults)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import ConfigError, nearest
+from pipeline.media import BadItem
 from pipeline.readers.identity import content_versions, position_ids
 from pipeline.readers.kinds import convert, declared, plain
 from schemas.items import LISTING, item_schema
@@ -69,6 +70,10 @@ def listing(found: pa.Table, ids: pa.Array | None = None) -> pa.Table:
     return pa.table([*found.columns, column], schema=LISTING)
 
 
+Fault = str | BadItem
+"""What is wrong with a row: a text is the detail of a `bad_row`."""
+
+
 @dataclass
 class Block:
     """Consecutive rows of a container as they were read, before they are items."""
@@ -77,7 +82,7 @@ class Block:
     start: int
     values: Mapping[str, pa.Array | list[Any]]
     """Every column that the source has of those wanted, equally long."""
-    faults: list[str | None] = field(default_factory=list)
+    faults: Sequence[Fault | None] = field(default_factory=list)
     """What was wrong with a row before its values were looked at; empty if nothing was."""
     labels: Sequence[str | None] | None = None
     """What a row is called within its container, if not by its number."""
@@ -137,7 +142,7 @@ class _Draft:
         self.details: list[str | None] = [None] * len(block)
         for row, fault in enumerate(block.faults):
             if fault is not None:
-                self.fault(row, fault)
+                self.fault(row, *((fault,) if isinstance(fault, str) else (fault.detail, fault.reason)))
 
     def fault(self, row: int, detail: str, reason: str = "bad_row") -> None:
         if self.reasons[row] is None:

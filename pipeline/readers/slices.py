@@ -12,7 +12,7 @@ from schemas.items import SLICE, item_schema
 MAX_SLICE_ROWS = 8192
 MAX_SLICE_BYTES = 64 * 2**20
 UNREADABLE = (0, 1, 0)
-"""The one slice of a container that cannot be opened: `read` rejects its row."""
+"""The one slice of a container that cannot be opened: `read` rejects its row, also if it can be opened by then, as there may be more rows."""
 
 Part = tuple[int, int, int | None]
 """Start, stop and bytes of a slice."""
@@ -45,26 +45,29 @@ def cut(groups: list[tuple[int, int]]) -> list[Part]:
 
 
 def read(work: pa.Table, blocks: Blocks, wanted: Columns, metadata: pa.Schema) -> Iterator[pa.Table]:
-    """The items of slices, by batches. What of a container cannot be read is rejected, row by row.
+    """The items of slices, by batches. What of a container cannot be read is rejected as `unreadable`, row by row.
 
     A disk or a network that fails raises: that is no container's fault.
     """
-    for part in work.select(["unit", "version", "start", "stop"]).to_pylist():
+    for part in work.select(SLICE.names).to_pylist():
         unit, at, stop = part["unit"], part["start"], part["stop"]
-        reason, detail = "bad_row", "the container has fewer rows than when it was listed"
+        opened = (at, stop, part["bytes"]) != UNREADABLE
+        detail = "the container has fewer rows than when it was listed" if opened else f"{unit}: it could not be read when the run was planned"
         try:
             for block in blocks(unit, at, stop):
+                if not opened:
+                    break
                 yield items(block, wanted, metadata)
                 at += len(block)
         except (FileNotFoundError, PermissionError) as error:
             check_credentials(error, unit)
-            reason, detail = "missing", f"{unit}: {error}"
+            detail = f"{unit}: {error}"
         except (pa.ArrowInvalid, OSError) as error:
             if of_the_store(error):
                 raise
             detail = f"{unit}: {error}"
         if at < stop:
-            yield rejected(unit, part["version"], range(at, stop), metadata, reason=reason, detail=detail)
+            yield rejected(unit, part["version"], range(at, stop), metadata, reason="unreadable", detail=detail)
 
 
 def of_the_store(error: Exception) -> bool:

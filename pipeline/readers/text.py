@@ -13,6 +13,7 @@ from pipeline.media import BadItem
 from pipeline.readers import rows, slices
 from pipeline.readers.rows import Block, Columns
 from pipeline.readers.slices import MAX_SLICE_ROWS, UNREADABLE, Part
+from schemas.items import SLICE
 
 SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 MAX_FILE_BYTES = 64 * 2**20
@@ -73,7 +74,7 @@ class TextFiles:
 
     def read(self, work: pa.Table) -> Iterator[pa.Table]:
         """Passages by slices. A file that is no UTF-8 text, empty or too large is one reject."""
-        for part in work.select(["unit", "version", "start", "stop"]).to_pylist():
+        for part in work.select(SLICE.names).to_pylist():
             text = self._texts([part["unit"]])[0]
             if isinstance(text, BadItem):
                 wanted = range(part["start"], part["stop"])
@@ -105,7 +106,7 @@ class TextFiles:
 
 def _decoded(data: bytes | BadItem | None) -> str | BadItem:
     if not isinstance(data, bytes):
-        return data or BadItem("missing")
+        return BadItem("unreadable", data.detail) if data and data.reason == "missing" else data or BadItem("missing")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

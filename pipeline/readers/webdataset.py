@@ -20,7 +20,7 @@ from pipeline.readers import lines, rows, slices
 from pipeline.readers.identity import salted
 from pipeline.readers.kinds import declared
 from pipeline.readers.lines import BEGIN, Start, Starts
-from pipeline.readers.rows import Block, Columns
+from pipeline.readers.rows import Block, Columns, Fault
 from pipeline.readers.slices import UNREADABLE, Part
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     key: str
     members: dict[str, bytes | BadItem | None]
     end: int
-    fault: str | None
+    fault: Fault | None
 
 
 class Member(NamedTuple):
@@ -46,7 +46,7 @@ class Member(NamedTuple):
     ending: str
     data: bytes | BadItem | None
     end: int
-    fault: str | None
+    fault: Fault | None
 
 
 class WebDataset:
@@ -158,7 +158,7 @@ class WebDataset:
         values["image"] = pa.array([value.get("image") for value, _ in parsed], pa.binary())
         return Block(unit, start, values, [fault for _, fault in parsed], keys)
 
-    def _parse(self, sample: Sample) -> tuple[dict[str, Any], str | None]:
+    def _parse(self, sample: Sample) -> tuple[dict[str, Any], Fault | None]:
         if sample.fault:
             return {}, sample.fault
         members = {ending: data for ending, data in sample.members.items() if not isinstance(data, BadItem)}
@@ -222,7 +222,7 @@ def _members(file: IO[bytes], endings: set[str]) -> Iterator[Member]:
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"damaged header at byte {end}")
     except (tarfile.TarError, *lines.DAMAGE) as error:
-        yield Member(key, "", None, end, f"the rest of the shard cannot be read: {error}")
+        yield Member(key, "", None, end, BadItem("unreadable", f"the rest of the shard cannot be read: {error}"))
 
 
 def _check_weights(weights: Sequence[float], sources: int) -> None:

@@ -72,6 +72,10 @@ class Committer:
     """Rows of each chunk committed."""
     units: dict[str, list[int]] = field(default_factory=dict)
     """Of each container: items listed, and rejected, in the chunks committed so far."""
+    refused: Known = field(default_factory=Known)
+    """Items that this run has met and that are rejects."""
+    unread: set[str] = field(default_factory=set)
+    """Containers that could not be read whole."""
 
     def __post_init__(self) -> None:
         self._fragments: set[int] = set()
@@ -231,11 +235,14 @@ class Committer:
         self.counts.unchanged += receipt.unchanged - again
         self.counts.rejected += rejected
         self.reasons.update(receipt.rejects["reason"].to_pylist())
+        refused = np.concatenate([receipt.before, hash64(receipt.rejects["id"])])
+        self.refused.add(refused, np.zeros(len(refused), np.uint64))
         if receipt.unit is not None:
             unit = self.units.setdefault(receipt.unit, [0, 0])
             unit[0] += receipt.listed
             # What may pass by itself is left out: the counts then do not add up, and the container is read again by the next run.
             unit[1] += rejected - sum(reason in PASSING for reason in receipt.rejects["reason"].to_pylist())
+            self.unread |= {receipt.unit} if receipt.unread else set()
 
     def _account(self, receipts: list[Receipt], fitted: list[_Fitted], *, replaced: bool) -> None:
         """Count what was committed, and record the duplicates that came to light."""

@@ -5,7 +5,7 @@ import pyarrow as pa
 from lance.fragment import write_fragments
 
 from pipeline.table.at import TableAt, create_dataset
-from pipeline.table.contents import id_predicate
+from pipeline.table.contents import id_predicate, quoted
 from pipeline.table.swap import delete, insert, until_accepted
 from schemas.rejects import PASSING, REJECT
 
@@ -29,6 +29,15 @@ def _record(at: TableAt, rows: pa.Table) -> None:
     dataset, _ = delete(dataset, fresh["id"].to_pylist(), at.options)
     fragments = write_fragments(fresh, dataset, mode="append", data_storage_version="2.2", storage_options=at.options)
     insert(dataset, fragments, at.options)
+
+
+def rejects_of(at: TableAt, *, source: str) -> pa.Table:
+    """`id` and `_unit` of the rejects of a source's containers, but for duplicates."""
+    dataset = at.open(".rejects")
+    if dataset is None:
+        return REJECT.empty_table().select(["id", "_unit"])
+    where = f"source = {quoted(source)} AND _unit IS NOT NULL AND reason != 'duplicate_id'"
+    return dataset.to_table(columns=["id", "_unit"], filter=where)
 
 
 def forget_rejects(at: TableAt, ids: list[str]) -> None:

@@ -53,6 +53,10 @@ class Receipt:
     rejects: pa.Table = field(default_factory=REJECT.empty_table)
     seen: np.ndarray = field(default_factory=_no_hashes)
     """Id hashes of the chunk's unchanged items."""
+    before: np.ndarray = field(default_factory=_no_hashes)
+    """Id hashes of the items that an earlier run rejected."""
+    unread: bool = False
+    """Whether the chunk's container, or the rest of it, could not be read: what it holds is not known."""
     unit: str | None = None
     """The container, if the chunk is a slice of one."""
     error: str | None = None
@@ -71,8 +75,8 @@ class Receipt:
 
     def to_bytes(self) -> bytes:
         """As an Arrow IPC stream: the rejects, with everything else in the schema's metadata."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("rejects", "new", "changed", "seen")}
-        metadata = {"receipt": json.dumps(plain), "seen": self.seen.tobytes()}
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("rejects", "new", "changed", "seen", "before")}
+        metadata = {"receipt": json.dumps(plain), "seen": self.seen.tobytes(), "before": self.before.tobytes()}
         for name, staged in (("new", self.new), ("changed", self.changed)):
             metadata |= {
                 f"{name}.fragments": json.dumps(staged.fragments),
@@ -97,6 +101,7 @@ class Receipt:
         receipt = cls(**json.loads(metadata["receipt"]), new=staged["new"], changed=staged["changed"])
         receipt.rejects = table.replace_schema_metadata(REJECT.metadata)
         receipt.seen = _hashes(metadata["seen"])
+        receipt.before = _hashes(metadata.get("before", b""))  # a receipt of an earlier release has none
         return receipt
 
     def files(self) -> list[str]:

@@ -160,4 +160,4 @@ def test_empty_and_vanished_files(tmp_path):
     work = reader.split(reader.list())
     (tmp_path / "b.jsonl").unlink()
     found = [row for table in reader.read(work) for row in table.to_pylist()]
-    assert [row["reject_reason"] for row in found] == ["missing"] * 3
+    assert [row["reject_reason"] for row in found] == ["unreadable"] * 3

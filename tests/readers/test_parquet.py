@@ -135,7 +135,7 @@ def test_a_truncated_file_is_one_reject_and_the_others_go_on(tmp_path):
     check_reader(reader)
     rows = read_all(reader)
     assert len(rows) == 12 and len(rejects(rows)) == 2
-    assert {reason for reason, _ in rejects(rows)} == {"bad_row"}
+    assert {reason for reason, _ in rejects(rows)} == {"unreadable"}
     assert all(row["version"] for row in rows)
 
 
@@ -149,7 +149,7 @@ def test_a_page_damaged_in_the_middle_rejects_the_rest_of_its_slice(tmp_path):
     rows = read_all(reader)
     assert len(rows) == 100
     assert 0 < len(rejects(rows)) <= 100
-    assert {reason for reason, _ in rejects(rows)} == {"bad_row"}
+    assert {reason for reason, _ in rejects(rows)} == {"unreadable"}
 
 
 def test_a_file_that_is_replaced_or_gone_after_the_listing_is_no_crash(tmp_path):
@@ -158,10 +158,10 @@ def test_a_file_that_is_replaced_or_gone_after_the_listing_is_no_crash(tmp_path)
     work = reader.split(reader.list())
     write(tmp_path / "a.parquet", captions(4))
     rows = [row for table in reader.read(work) for row in table.to_pylist()]
-    assert [row.get("reject_reason") for row in rows] == [None] * 4 + ["bad_row"] * 6
+    assert [row.get("reject_reason") for row in rows] == [None] * 4 + ["unreadable"] * 6
     (tmp_path / "a.parquet").unlink()
     rows = [row for table in reader.read(work) for row in table.to_pylist()]
-    assert [row["reject_reason"] for row in rows] == ["missing"] * 10
+    assert [row["reject_reason"] for row in rows] == ["unreadable"] * 10
 
 
 def test_a_large_file_is_streamed(tmp_path):

@@ -104,7 +104,7 @@ def test_an_object_that_is_gone_after_the_listing_rejects_its_rows(bucket):
     reader = JsonLines("s3://readers/gone", text="text", storage_options=options)
     work = reader.split(reader.list())
     client.delete_object(Bucket="readers", Key="gone/x.jsonl")
-    assert [row["reject_reason"] for table in reader.read(work) for row in table.to_pylist()] == ["missing"] * 2
+    assert [row["reject_reason"] for table in reader.read(work) for row in table.to_pylist()] == ["unreadable"] * 2
 
 
 def test_a_store_that_fails_while_reading_is_no_items_fault(bucket):

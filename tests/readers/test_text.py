@@ -89,6 +89,6 @@ def test_a_file_that_shrank_or_went_after_the_listing_is_rejected(tmp_path):
     work = reader.split(reader.list())
     (tmp_path / "a.txt").write_text("one")
     rows = [row for table in reader.read(work) for row in table.to_pylist()]
-    assert [row.get("reject_reason") for row in rows] == [None, "bad_row", "bad_row", "bad_row"]
+    assert [row.get("reject_reason") for row in rows] == [None, *["unreadable"] * 3]
     (tmp_path / "a.txt").unlink()
-    assert [row["reject_reason"] for table in reader.read(work) for row in table.to_pylist()] == ["missing"] * 4
+    assert [row["reject_reason"] for table in reader.read(work) for row in table.to_pylist()] == ["unreadable"] * 4

@@ -1,0 +1,162 @@
+"""Containers over several runs of the embed job: what cannot be read, changes its settings, or holds an id that another one holds too.
+
+The workers run in this process: what is tested is what a run plans, commits and notes, not Ray.
+"""
+
+import io
+import os
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.embed import EmbedJob
+from pipeline.fill import Filling, prepare
+from pipeline.report import EmbedReport
+from pipeline.table.at import TableAt
+from pipeline.work import ChunkWorker
+
+READERS = {"Parquet": "pipeline.readers.parquet:Parquet", "WebDataset": "pipeline.readers.webdataset:WebDataset"}
+
+
+def job_of(tmp_path, source, *, name="Parquet", sync=None, **args):
+    """`vanished` rows are deleted, however many they are."""
+    columns = {"id": "id", "text": "text"} if name == "Parquet" else {}
+    return EmbedJob.model_validate(
+        {
+            "source": {"target": READERS[name], "args": {"uri": str(source), **columns, **args}},
+            "encoder": {"target": "pipeline.encoders.hashing:Hashing", "args": {"dim": 16}},
+            "table": {"uri": str(tmp_path / "db"), "name": "t"},
+            "limits": {"max_rejects": 1.0},
+            "sync": {"vanished": "delete", "max_vanished": 1.0, **(sync or {})},
+        }
+    )
+
+
+def planned(job):
+    return prepare(job.source, job.encoder, job.table, sync=job.sync, chunk_rows=None)
+
+
+def embed(tmp_path, source, **settings):
+    """A run's report."""
+    job = job_of(tmp_path, source, **settings)
+    prepared = planned(job)
+    filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
+    filling.open()
+    filling.adopt(None)
+    if prepared.plan.chunks:
+        worker = ChunkWorker(filling.task(batch_size=16, threads=1))
+        filling.take((worker(chunk.id, chunk.work) for chunk in prepared.plan.chunks), workers=1)
+    filling.finish()
+    report = filling.close()
+    assert report.listed == report.unchanged + report.written + report.replaced + report.rejected + report.failed
+    assert not report.errors
+    return report
+
+
+def reads(tmp_path, source, **settings):
+    """The containers that a further run would read."""
+    return sorted(unit.rpartition("/")[2] for unit in planned(job_of(tmp_path, source, **settings)).plan.units)
+
+
+def parquet(path, texts):
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"id": list(texts), "text": list(texts.values())}), path)
+
+
+def texts(tmp_path):
+    rows = TableAt(uri=str(tmp_path / "db"), name="t").require().to_table(columns=["id", "text"]).to_pylist()
+    assert len(rows) == len({row["id"] for row in rows}), "an id stands twice"
+    return {row["id"]: row["text"] for row in rows}
+
+
+def rejects(tmp_path):
+    dataset = TableAt(uri=str(tmp_path / "db"), name="t").open(".rejects")
+    return {row["id"]: row["reason"] for row in dataset.to_table().to_pylist()} if dataset else {}
+
+
+def reasons(tmp_path):
+    return sorted(rejects(tmp_path).values())
+
+
+def test_a_container_that_cannot_be_opened_for_a_moment_keeps_its_rows(tmp_path):
+    """They used to be deleted as vanished; and as its version was noted, it was not read again when it could be."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {f"a{i}": f"text {i}" for i in range(10)})
+    parquet(source / "b.parquet", {"b0": "another"})
+    assert embed(tmp_path, source).written == 11
+    parquet(source / "a.parquet", {f"a{i}": f"text {i}" for i in range(1, 12)})
+    content, times = (source / "a.parquet").read_bytes(), (source / "a.parquet").stat()
+    (source / "a.parquet").write_bytes(bytes(len(content)))
+    os.utime(source / "a.parquet", ns=(times.st_atime_ns, times.st_mtime_ns))
+    for _ in range(2):
+        report = embed(tmp_path, source)
+        assert (report.rejected, report.deleted, report.unread) == (1, 0, 1)
+        assert reasons(tmp_path) == ["unreadable"] and len(texts(tmp_path)) == 11
+    (source / "a.parquet").write_bytes(content)
+    os.utime(source / "a.parquet", ns=(times.st_atime_ns, times.st_mtime_ns))
+    report = embed(tmp_path, source)
+    assert (report.written, report.unchanged, report.deleted, report.unread) == (2, 10, 1, 0)
+    assert set(texts(tmp_path)) == {f"a{i}" for i in range(1, 12)} | {"b0"} and rejects(tmp_path) == {}
+    assert reads(tmp_path, source) == []
+
+
+def test_a_container_that_can_be_opened_only_after_the_plan_is_not_taken_for_one_row(tmp_path):
+    """Its first row was embedded, the others were left out for good, without a word."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {f"a{i}": f"text {i}" for i in range(10)})
+    content, times = (source / "a.parquet").read_bytes(), (source / "a.parquet").stat()
+    (source / "a.parquet").write_bytes(bytes(len(content)))
+    os.utime(source / "a.parquet", ns=(times.st_atime_ns, times.st_mtime_ns))
+    prepared = planned(job_of(tmp_path, source))
+    (source / "a.parquet").write_bytes(content)
+    os.utime(source / "a.parquet", ns=(times.st_atime_ns, times.st_mtime_ns))
+    [chunk] = prepared.plan.chunks
+    [found] = prepared.reader.read(chunk.work)
+    assert found["reject_reason"].to_pylist() == ["unreadable"]
+
+
+def test_a_tar_that_is_cut_in_the_middle_keeps_the_rest_of_its_rows(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    with tarfile.open(source / "a.tar", "w") as tar:
+        for number in range(20):
+            info = tarfile.TarInfo(f"{number:03}.txt")
+            info.size = 6
+            tar.addfile(info, io.BytesIO(b"text%02d" % number))
+    whole = (source / "a.tar").read_bytes()
+    assert embed(tmp_path, source, name="WebDataset").written == 20
+    (source / "a.tar").write_bytes(whole[: 10 * 1024 + 100])
+    report = embed(tmp_path, source, name="WebDataset")
+    assert (report.unchanged, report.rejected, report.deleted, report.unread) == (9, 1, 0, 1)  # the last one may lack a member
+    assert len(texts(tmp_path)) == 20 and reasons(tmp_path) == ["unreadable"]
+    (source / "a.tar").write_bytes(whole)
+    report = embed(tmp_path, source, name="WebDataset")
+    assert (report.unchanged, report.written, report.rejected, report.unread) == (20, 0, 0, 0)
+    assert rejects(tmp_path) == {}
+
+
+def test_while_a_container_cannot_be_read_rows_of_one_that_is_gone_may_have_moved_into_it(tmp_path):
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {"a0": "nought", "a1": "one"})
+    assert embed(tmp_path, source).written == 2
+    (source / "a.parquet").unlink()
+    (source / "b.parquet").write_bytes(b"upload still under way")
+    assert embed(tmp_path, source).deleted == 0
+    parquet(source / "b.parquet", {"a1": "one"})
+    report = embed(tmp_path, source)
+    assert (report.unchanged, report.deleted, texts(tmp_path)) == (1, 1, {"a1": "one"})
+
+
+def test_an_item_that_is_still_listed_and_now_bad_keeps_its_row(tmp_path):
+    """It was not among the items that were met, and its row was deleted as vanished."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {"a0": "nought", "a1": "one"})
+    assert embed(tmp_path, source).written == 2
+    parquet(source / "a.parquet", {"a0": "nought", "a1": " "})
+    for _ in range(2):
+        report = embed(tmp_path, source)
+        assert (report.unchanged, report.rejected, report.deleted) == (1, 1, 0)
+        assert texts(tmp_path) == {"a0": "nought", "a1": "one"} and rejects(tmp_path) == {"a1": "empty"}
+    parquet(source / "a.parquet", {"a0": "nought"})
+    assert (embed(tmp_path, source).deleted, rejects(tmp_path)) == (1, {})

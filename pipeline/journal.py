@@ -5,11 +5,19 @@ hanging read would stop a job for ever. The journal counts the tries of a chunk.
 process for itself, and the items in flight are named before they are touched; after another death those are tried one
 by one; one whose process dies twice while it is alone there is `dead`: it becomes a reject row, and the chunk goes on
 without it. Twice, because machines are taken away and processes killed for reasons that are not the item's.
+
+The watchdog ends the process when one piece of work is overdue: an item's decoding after `limits.item_timeout_s`; what is done
+for many items together (fetching, reading from a container, a call of the encoder, staging) after that time for each, but for
+16 at most. Of the encoder's calls only the oldest is timed, from when it became the oldest: the others may be waiting for it.
+So a hang holds a worker up for 16 times `item_timeout_s` at most, then for once that time at each of two tries alone, which
+make the item a reject; a hang that is no item's (reading, staging) fails its chunk after `MAX_BARREN_TRIES`. A process that
+was stopped, or starved of its processors, is not overdue: the watchdog counts only time in which it runs itself.
 """
 
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import sys
 import threading
@@ -88,9 +96,12 @@ class Journal:
                 self._state.in_flight.remove(ids)
 
     @contextlib.contextmanager
-    def watch(self, ids: list[str], seconds: float) -> Iterator[None]:
-        """End the process, and hold `ids` responsible, if this block takes longer than `seconds`."""
-        token = self._watchdog.start(self, ids, time.monotonic() + seconds)
+    def watch(self, ids: list[str], seconds: float, *, shared: bool = False) -> Iterator[None]:
+        """End the process, and hold `ids` responsible (none: nobody), if this block takes longer than `seconds`.
+
+        `shared`: the block may wait for others like it, so only the oldest of them in this process is timed.
+        """
+        token = self._watchdog.start(_Watch(self, ids, seconds, shared))
         try:
             yield
         finally:
@@ -99,8 +110,6 @@ class Journal:
     def accuse(self, ids: list[str]) -> None:
         """Write down that `ids` hang: the process is about to be ended because of them."""
         self._state.in_flight = [ids]
-        if len(ids) == 1:
-            self._state.alone += ids  # nobody else can have ended the process
         self._write()
 
     def end(self) -> None:
@@ -111,42 +120,70 @@ class Journal:
         self._staging.put(self._name, json.dumps(asdict(self._state)).encode())
 
 
+@dataclass
+class _Watch:
+    journal: Journal
+    ids: list[str]
+    seconds: float
+    shared: bool
+    deadline: float = math.inf
+    """In the watchdog's time; infinite while it waits for an older one."""
+
+
 class Watchdog:
     """Ends this process when watched work is overdue: threads that hang in native code cannot be stopped otherwise."""
 
     TICK_S = 0.5
 
     def __init__(self) -> None:
-        self._watched: dict[int, tuple[Journal, list[str], float]] = {}
+        self._watches: dict[int, _Watch] = {}  # the oldest first
         self._next = 0
+        self._now = 0.0
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
-    def start(self, journal: Journal, ids: list[str], deadline: float) -> int:
+    def start(self, watch: _Watch) -> int:
         """Begin to watch; returns a token for `stop`."""
+        if not watch.shared:
+            watch.deadline = self._deadline(watch)
         with self._lock:
             self._next += 1
-            self._watched[self._next] = (journal, ids, deadline)
+            self._watches[self._next] = watch
             return self._next
 
     def stop(self, token: int) -> None:
         """End one watch."""
         with self._lock:
-            self._watched.pop(token, None)
+            self._watches.pop(token, None)
+
+    def _deadline(self, watch: _Watch) -> float:
+        return self._now + self.TICK_S + watch.seconds  # a tick more, because the watchdog's time moves by ticks
 
     def _run(self) -> None:
+        before = time.monotonic()
         while True:
             time.sleep(self.TICK_S)
-            with self._lock:
-                watched = list(self._watched.values())
-            if not watched:
-                faulthandler.cancel_dump_traceback_later()
-                continue
             now = time.monotonic()
-            for journal, ids, deadline in watched:
-                if deadline < now:
-                    journal.accuse(ids)
-                    os._exit(1)
-            # Native code that hangs holding the interpreter's lock stops this thread too; faulthandler's timer runs in C.
-            slack = max(deadline for _, _, deadline in watched) - now + 10
-            faulthandler.dump_traceback_later(slack, exit=True, file=sys.__stderr__ or sys.stderr)
+            # No more than two ticks: when it is this late, the whole process was stopped or starved.
+            self._now += min(now - before, 2 * self.TICK_S)
+            before = now
+            self._look()
+
+    def _look(self) -> None:
+        with self._lock:
+            watches = list(self._watches.values())
+        oldest = next((watch for watch in watches if watch.shared), None)
+        if oldest is not None and oldest.deadline == math.inf:
+            oldest.deadline = self._deadline(oldest)
+        timed = [watch for watch in watches if watch.deadline < math.inf]
+        if not timed:
+            faulthandler.cancel_dump_traceback_later()
+            return
+        # Native code that hangs holding the interpreter's lock stops this thread too, and a store that hangs the writing below;
+        # faulthandler's timer runs in C.
+        slack = max(0.0, max(watch.deadline for watch in timed) - self._now) + 10
+        faulthandler.dump_traceback_later(slack, exit=True, file=sys.__stderr__ or sys.stderr)
+        for watch in timed:
+            if watch.deadline < self._now:
+                watch.journal.accuse(watch.ids)
+                os._exit(1)

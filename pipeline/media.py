@@ -47,7 +47,9 @@ class Limits(Model):
     """Largest image that is decoded, width times height, at most 700 million: a column holds 2 GiB. Known from the header, so a
     decompression bomb costs nothing. What it means in memory: `pipeline.compute`."""
     item_timeout_s: float = pydantic.Field(default=60.0, gt=0)
-    """Longest time one item may take in a worker, in seconds."""
+    """Longest time one item may take in a worker, in seconds. What is done for many together (fetching, reading a container, a
+    call of the encoder, staging) may take sixteen times that; then the worker is ended and started anew. An item that is
+    overdue twice while the worker has nothing else in hand is rejected."""
     max_rejects: float = pydantic.Field(default=0.01, ge=0, le=1)
     """Share of the items, 0 to 1, that may be rejected before the job fails. What is good stays committed."""
 

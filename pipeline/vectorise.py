@@ -21,6 +21,9 @@ FETCHED_AT_ONCE = 16
 MAX_BATCH_BYTES = 128 * 2**20
 """Prepared images that go to the encoder in one call, unless a single one is larger: 256 of 384 x 384 px fit."""
 
+TIMED_TOGETHER = 16
+"""Of items that are worked on together, so many have `limits.item_timeout_s` each; the others are hoped to take less than that."""
+
 NORM_TOLERANCE = 1e-2
 """How far from 1 the norm of a vector may be."""
 
@@ -87,8 +90,7 @@ class Vectoriser:
         """Encode the items whose prepared images (None: a text) are in `ready`, by index."""
         started = time.perf_counter()
         batch = items.take(pa.array(list(ready), pa.int64()))
-        with journal.watch(batch["id"].to_pylist(), self.limits.item_timeout_s * max(1, len(ready))):
-            vectors, problems = self._encode(batch, list(ready.values()))
+        vectors, problems = self._encode(batch, list(ready.values()), journal)
         for index, vector, problem in zip(ready, vectors, problems, strict=True):
             outcome.vectors[index], outcome.problems[index], outcome.stages[index] = vector, problem, "encode"
         outcome.spent("encode", started)
@@ -157,7 +159,7 @@ class Vectoriser:
         if not any(uris):
             return own
         limits = self.limits
-        with journal.watch(items["id"].to_pylist(), limits.item_timeout_s * items.num_rows):
+        with journal.watch(items["id"].to_pylist(), self._time_for(items)):
             fetched = storage.fetch(uris, max_bytes=limits.max_item_bytes, storage_options=self.storage_options)
         return [data if data is not None else found for data, found in zip(own, fetched, strict=True)]
 
@@ -178,19 +180,24 @@ class Vectoriser:
         if len(text.encode()) > self.limits.max_item_bytes:
             raise BadItem("too_many_bytes", f"a text of {len(text.encode())} bytes")
 
-    def _encode(self, items: pa.Table, images: list[np.ndarray | None]) -> tuple[np.ndarray, list[BadItem | None]]:
+    def _time_for(self, items: pa.Table) -> float:
+        """Seconds that one call may take that works on these items together."""
+        return float(self.limits.item_timeout_s * min(TIMED_TOGETHER, max(1, items.num_rows)))
+
+    def _encode(self, items: pa.Table, images: list[np.ndarray | None], journal: Journal) -> tuple[np.ndarray, list[BadItem | None]]:
         """Vectors (N, dim) float32 and what is wrong with each. If the batch fails, its items are tried one by one."""
         if items.num_rows == 0:
             return np.empty((0, self.encoder.dim), np.float32), []
         batch = pa.table([items["id"], items["text"], media.to_pixels(images)], schema=encoder_schema())
         try:
-            return self._checked(batch)
+            with journal.watch(batch["id"].to_pylist(), self._time_for(batch), shared=True):
+                return self._checked(batch)
         except ContractBroken:
             raise
         except Exception as error:
             if batch.num_rows == 1:
                 return np.zeros((1, self.encoder.dim), np.float32), [BadItem("encode_failed", f"{type(error).__name__}: {error}")]
-            singles = [self._encode(items.slice(i, 1), images[i : i + 1]) for i in range(batch.num_rows)]
+            singles = [self._encode(items.slice(i, 1), images[i : i + 1], journal) for i in range(batch.num_rows)]
             problems = [problem for _, [problem] in singles]
             if all(problem is not None for problem in problems):  # not the items' fault
                 raise

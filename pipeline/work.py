@@ -6,6 +6,7 @@ once, so that the threads have work while one of them is read or staged. A bad i
 its neighbours along.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -27,7 +28,7 @@ from pipeline.readers import Reader, UnitChanged
 from pipeline.room import Room
 from pipeline.table.at import TableAt
 from pipeline.table.stage import Receipt, Staged, Staging, stage_rows
-from pipeline.vectorise import ContractBroken, Vectoriser
+from pipeline.vectorise import TIMED_TOGETHER, ContractBroken, Vectoriser
 from schemas.rejects import REJECT
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ class ChunkWorker:
     def _attempt(self, chunk: str, work: pa.Table, journal: Journal) -> Receipt:
         unit = work["unit"][0].as_py() if "start" in work.column_names else None
         if journal.hopeless:
-            error = f"its worker died {journal.tries - 1} times, and no single item is to blame; the machine may be short of memory"
+            why = "the machine may be short of memory, or the source or the table's store may hang"
+            error = f"its worker died {journal.tries - 1} times, and no single item is to blame; {why}"
             return Receipt(chunk=chunk, listed=_items_of(work), unit=unit, error=error)
         try:
             receipt = self._embed(_Chunk(chunk, unit, work, journal))
@@ -166,7 +168,8 @@ class ChunkWorker:
             for stage, spent in d.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + spent
         started = time.perf_counter()
-        new, replacing = self._stage(rows.filter(pa.array(~changed))), self._stage(rows.filter(pa.array(changed)))
+        with self._patiently(chunk.journal):
+            new, replacing = self._stage(rows.filter(pa.array(~changed))), self._stage(rows.filter(pa.array(changed)))
         seconds["stage"] = time.perf_counter() - started
         rejects = [*tally.rejects, *(reject for d in done for reject in d.rejects)]
         return Receipt(
@@ -188,12 +191,26 @@ class ChunkWorker:
     def _read(self, chunk: _Chunk, tally: _Tally) -> Iterator[_Part]:
         """The items that must be embedded, in parts; counts the others."""
         started = time.perf_counter()
-        for items in self.task.reader.read(chunk.work):
+        for items in self._batches(chunk):
             tally.listed += items.num_rows
             pending, changed = self._subtract(items, chunk, tally)
             tally.seconds += time.perf_counter() - started
             yield from self._parts(pending, changed, chunk.journal)
             started = time.perf_counter()
+
+    def _batches(self, chunk: _Chunk) -> Iterator[pa.Table]:
+        with self._patiently(chunk.journal):
+            batches = iter(self.task.reader.read(chunk.work))
+        while True:
+            with self._patiently(chunk.journal):
+                items = next(batches, None)
+            if items is None:
+                return
+            yield items
+
+    def _patiently(self, journal: Journal) -> contextlib.AbstractContextManager[None]:
+        """Watch what waits for a disk or a store and is no single item's work."""
+        return journal.watch([], TIMED_TOGETHER * self.task.limits.item_timeout_s)
 
     def _subtract(self, items: pa.Table, chunk: _Chunk, tally: _Tally) -> tuple[pa.Table, np.ndarray]:
         """The items to embed, and which of them replace a row; everything else is counted in `tally`."""

@@ -63,7 +63,7 @@ class Csv:
             if header:
                 rows.require(self.columns, header, unit)
                 break
-        return rows.listing(found)
+        return rows.containers(found, self.columns.digest(self.delimiter))
 
     def split(self, units: pa.Table) -> pa.Table:
         """Slices of at most 8,192 rows and about 64 MiB. Reads the files once to count their rows."""

@@ -68,7 +68,7 @@ class HuggingFace:
                 continue  # `read` rejects it
             rows.require(self.columns, schema.names, unit)
             self._metadata = self.columns.schema({entry.name: entry.type for entry in schema})
-            return rows.listing(found)
+            return rows.containers(found, self.columns.digest())
         raise ConfigError(f"no file of {folder} can be read; save the dataset again")
 
     def _folder(self) -> str:

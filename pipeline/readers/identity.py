@@ -45,6 +45,11 @@ def salted(keys: Sequence[str | None], unit: str) -> list[str]:
     return ids
 
 
+def settings_digest(*settings: object) -> str:
+    """16 hex digits of what decides which items a container gives: part of its version, so that another choice is another version."""
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
 def content_versions(columns: Mapping[str, pa.Array]) -> pa.Array:
     """A hash of each row's values: names, types and nulls count, the columns' order does not."""
     names = sorted(columns)

@@ -63,9 +63,10 @@ class Images:
             raise ConfigError(f"{self.uri} has files ending in {ending}, and no image; correct the URI or `suffixes`")
         if len(images) == found.num_rows:
             raise ConfigError(f"{self.uri} has no file ending in {ending}; correct `captions`, or leave it out")
+        key = f":{self.text_key}" if self.captions == "json" and self.text_key != "caption" else ""
         for row in images:
             beside = versions.get(_stem(row["unit"]) + ending)
-            row["version"] += f"|{self.captions}:{beside}" if beside else ""
+            row["version"] += f"|{self.captions}:{beside}{key}" if beside else ""
         table = pa.Table.from_pylist(images, schema=found.schema)
         return rows.listing(table, digests(table["unit"].combine_chunks()))
 

@@ -46,7 +46,7 @@ class JsonLines:
             if keys := self._keys(unit):
                 rows.require(self.columns, keys, unit)
                 break
-        return rows.listing(found)
+        return rows.containers(found, self.columns.digest())
 
     def _keys(self, unit: str) -> Sequence[str]:
         """The keys of the first rows of a file; none if not one of them can be read."""

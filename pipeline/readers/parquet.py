@@ -74,7 +74,7 @@ class Parquet:
             break
         else:
             self._metadata = self.columns.schema(dict.fromkeys(self.columns.metadata, pa.string()))
-        return rows.listing(found)
+        return rows.containers(found, self.columns.digest())
 
     def split(self, units: pa.Table) -> pa.Table:
         """Slices of whole row groups, of at most 8,192 rows and about 64 MiB; a larger group is cut. Opens every file's footer."""

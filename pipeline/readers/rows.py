@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.config import ConfigError, nearest
 from pipeline.media import BadItem
-from pipeline.readers.identity import content_versions, position_ids
+from pipeline.readers.identity import content_versions, position_ids, settings_digest
 from pipeline.readers.kinds import convert, declared, plain
 from schemas.items import LISTING, item_schema
 
@@ -30,11 +30,17 @@ class Columns:
     version: str | None
     metadata: Mapping[str, pa.DataType | None]
     """Names and types; a type None is taken from the source."""
+    revision: str | None = None
+    """A column that says, beside the content, whether a row is still the same."""
 
     def names(self) -> list[str]:
         """Every column that is read, once."""
-        given = [self.id, self.text, self.image, self.image_uri, self.version, *self.metadata]
+        given = [self.id, self.text, self.image, self.image_uri, self.version, self.revision, *self.metadata]
         return list(dict.fromkeys(name for name in given if name is not None))
+
+    def digest(self, *more: object) -> str:
+        """Of all that makes items of a container's rows; `more`: a reader's other settings of that kind."""
+        return settings_digest(self.id, self.text, self.image, self.image_uri, self.version, self.revision, dict(self.metadata), *more)
 
     def schema(self, found: Mapping[str, pa.DataType]) -> pa.Schema:
         """The metadata columns, their types taken from `found` where the job file gives none."""
@@ -70,6 +76,11 @@ def listing(found: pa.Table, ids: pa.Array | None = None) -> pa.Table:
     return pa.table([*found.columns, column], schema=LISTING)
 
 
+def containers(found: pa.Table, settings: str) -> pa.Table:
+    """A LISTING of containers. `settings`: a digest of what decides which items they give; other settings are another version of each."""
+    return listing(found.set_column(1, "version", pc.binary_join_element_wise(found["version"], pa.scalar(settings), "|")))
+
+
 Fault = str | BadItem
 """What is wrong with a row: a text is the detail of a `bad_row`."""
 
@@ -94,7 +105,8 @@ class Block:
 def items(block: Block, wanted: Columns, metadata: pa.Schema) -> pa.Table:
     """The items of a block, one a row, those that are wrong with `reject_reason` and `reject_detail`.
 
-    An id is the id column's, else of the row's position; a version is the version column's, else a hash of the content.
+    An id is the id column's, else of the row's position; a version is the version column's and which columns are embedded, else a hash of
+    the content.
     """
     draft = _Draft(block)
     text = draft.column(wanted.text, pa.string())
@@ -102,9 +114,13 @@ def items(block: Block, wanted: Columns, metadata: pa.Schema) -> pa.Table:
     image_uri = draft.column(wanted.image_uri, pa.string()) if wanted.image_uri else path
     image_uri = resolve(image_uri, storage.parent(block.unit))
     carried = {entry.name: draft.column(entry.name, entry.type) for entry in metadata}
-    versions = content_versions({"text": text, "image": image, "image_uri": image_uri} | {f"metadata.{name}": v for name, v in carried.items()})
+    content = {"text": text, "image": image, "image_uri": image_uri} | {f"metadata.{name}": v for name, v in carried.items()}
+    if wanted.revision:
+        content["revision"] = draft.column(wanted.revision, pa.string())
+    versions = content_versions(content)
     if wanted.version:
-        versions = pc.coalesce(draft.key(wanted.version), versions)
+        embedded = settings_digest(wanted.text, wanted.image, wanted.image_uri)
+        versions = pc.coalesce(pc.binary_join_element_wise(draft.key(wanted.version), pa.scalar(embedded), "|"), versions)
     ids = draft.key(wanted.id) if wanted.id else pa.nulls(len(block), pa.string())
     if ids.null_count:
         ids = pc.coalesce(ids, position_ids(block.unit, block.start, block.start + len(block)))

@@ -4,6 +4,7 @@ The table is read at the version that was listed. Its fragments are the containe
 its files, deleted rows included: what another job appends is new, the rest is not read again.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ class Table:
 
         The defaults fit a table of Tessera's: its ids are kept, and its images fetched again from `uri`, unless they came
         out of a container, which a URI does not lead into; `image: thumbnail` takes the small ones in the table instead.
+        A row is another one when its content is, or its `_version` where the table has it: a picture may be replaced under its URI.
         `storage_options` are Lance's, for the table; `fetch_options` are fsspec's, for the images.
         """
         self.at = TableAt(uri=uri, name=name, storage_options=storage_options or {})
@@ -61,6 +63,8 @@ class Table:
         """The fragments of the newest version. Raises ConfigError if there is no table, or it lacks a column."""
         dataset = self.at.require()
         rows.require(self.columns, dataset.schema.names, self.source)
+        if self.columns.version is None and "_version" in dataset.schema.names:
+            self.columns = dataclasses.replace(self.columns, revision="_version")
         self._metadata = self.columns.schema({entry.name: entry.type for entry in dataset.schema})
         self._version = dataset.version
         fragments = dataset.get_fragments()
@@ -68,7 +72,7 @@ class Table:
         versions = [version_of(fragment) for fragment in fragments]
         sizes = [sum(file.file_size_bytes or 0 for file in fragment.data_files()) or None for fragment in fragments]
         found = pa.table([units, versions, pa.array(sizes, pa.int64())], names=["unit", "version", "bytes"])
-        return rows.listing(found)
+        return rows.containers(found, self.columns.digest())
 
     def split(self, units: pa.Table) -> pa.Table:
         """Slices of at most 8,192 rows and about 64 MiB."""

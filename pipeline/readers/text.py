@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.config import ConfigError
 from pipeline.media import BadItem
 from pipeline.readers import rows, slices
+from pipeline.readers.identity import settings_digest
 from pipeline.readers.rows import Block, Columns
 from pipeline.readers.slices import MAX_SLICE_ROWS, UNREADABLE, Part
 from schemas.items import SLICE
@@ -55,9 +56,7 @@ class TextFiles:
     def list(self) -> pa.Table:
         """The files. Another way of cutting is another version of every file."""
         found = storage.find(self.uri, suffixes=self.suffixes, storage_options=self.storage_options)
-        cut = f"|{self.tokenizer or 'words'}:{self.chunk_tokens}:{self.overlap_tokens}"
-        versions = pa.array([version + cut for version in found["version"].to_pylist()], pa.string())
-        return rows.listing(found.set_column(1, "version", versions))
+        return rows.containers(found, settings_digest(self.tokenizer, self.chunk_tokens, self.overlap_tokens))
 
     def split(self, units: pa.Table) -> pa.Table:
         """Slices of at most 8,192 passages."""

@@ -99,7 +99,7 @@ class WebDataset:
         for uri in wanted:
             folders.setdefault(storage.parent(uri), set()).add(uri)
         tables = [self._find(folder, uris) for folder, uris in folders.items()]
-        found = rows.listing(pa.concat_tables(tables).sort_by("unit"))
+        found = rows.containers(pa.concat_tables(tables).sort_by("unit"), self.columns.digest(self.images, self.text, self.json_field))
         return found if self.weights is None else mixed(found, sources, self.weights)
 
     def _find(self, folder: str, uris: set[str]) -> pa.Table:

@@ -160,3 +160,31 @@ def test_an_item_that_is_still_listed_and_now_bad_keeps_its_row(tmp_path):
         assert texts(tmp_path) == {"a0": "nought", "a1": "one"} and rejects(tmp_path) == {"a1": "empty"}
     parquet(source / "a.parquet", {"a0": "nought"})
     assert (embed(tmp_path, source).deleted, rejects(tmp_path)) == (1, {})
+
+
+def test_another_column_is_read_again_and_only_what_has_changed_is_embedded(tmp_path):
+    """Containers passed for complete: every vector stayed that of the old column."""
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = {"id": ["a", "b"], "title": ["same", "title"], "caption": ["same", "caption"], "v": [1, 1]}
+    pq.write_table(pa.table(rows), source / "a.parquet")
+    assert embed(tmp_path, source, text="title").written == 2
+    assert reads(tmp_path, source, text="title", storage_options={"anon": True}) == []
+    report = embed(tmp_path, source, text="caption")
+    assert (report.unchanged, report.replaced, texts(tmp_path)) == (1, 1, {"a": "same", "b": "caption"})
+    embed(tmp_path, source, text="caption", version="v")
+    assert embed(tmp_path, source, text="title", version="v").replaced == 2 and texts(tmp_path) == {"a": "same", "b": "title"}
+
+
+def test_what_was_staged_for_other_settings_is_not_adopted(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    pq.write_table(pa.table({"id": ["a"], "title": ["title"], "caption": ["caption"]}), source / "a.parquet")
+    job = job_of(tmp_path, source, text="title")
+    prepared = planned(job)
+    filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
+    filling.open()
+    [chunk] = prepared.plan.chunks
+    assert ChunkWorker(filling.task(batch_size=16, threads=1))(chunk.id, chunk.work).error is None
+    report = embed(tmp_path, source, text="caption")
+    assert (report.adopted, report.written, texts(tmp_path)) == (0, 1, {"a": "caption"})

@@ -80,3 +80,20 @@ def test_what_is_missing_is_named(tmp_path):
     write(tmp_path, items(0, 2))
     with pytest.raises(ConfigError, match=r"has no column 'txt'; did you mean 'text'"):
         Table(str(tmp_path), "photos", text="txt").list()
+
+
+def test_a_picture_that_was_replaced_under_its_uri_is_another_item(tmp_path):
+    """A row's version was a hash of its text and URI: in a second table the old picture's vector stayed for ever."""
+    versions = []
+    for version in ("1", "2", "2"):
+        rows = [row | {"_version": version} for row in items(0, 2)]
+        write(tmp_path, rows, mode="overwrite")
+        reader = Table(str(tmp_path), "photos", metadata=["year"])
+        check_reader(reader)
+        versions.append([row["version"] for row in read_all(reader)])
+    first, second, third = versions
+    assert set(first).isdisjoint(second) and second == third
+    rows[0]["year"] = 1999
+    write(tmp_path, rows, mode="overwrite")
+    changed = [row["version"] for row in read_all(reader)]
+    assert changed[0] != third[0] and changed[1] == third[1]

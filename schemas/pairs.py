@@ -65,6 +65,7 @@ REASONS = {
     "no_negative": "no negative, where the data set requires one",
     "scores": "not one score for each positive and each negative",
     "bad_image": "an image that cannot be read, is too large, or is damaged",
+    "unfit": "the model that is trained cannot take the row, such as an image of more tokens than it reads; found when the row is used",
     "unwanted": "left out by the data set's own settings, such as min_score; counts as no fault",
 }
 """Every reason for which a row is not trained on."""

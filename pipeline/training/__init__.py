@@ -38,8 +38,12 @@ class Notes:
 
     def part(self, start: int, stop: int) -> "Notes":
         """Those of the rows from start to stop."""
+        return self.rows(torch.arange(start, stop))
+
+    def rows(self, places: Tensor) -> "Notes":
+        """Those of the rows at these places."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value[start:stop] for name, value in values.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
+        return replace(self, **{name: value[places] for name, value in values.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
 
 
 NO_NOTES = Notes()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,8 @@ class Choice(Model):
     teacher_scores: bool = False
     """Whether the loss wants a teacher's scores: then every row must have them."""
     bad_image: Literal["error", "drop"] = "error"
-    """An image that is gone or damaged by the time it is used: error names its row and stops; drop leaves the row out and tells."""
+    """A row with an image that is gone or damaged by the time it is used, or that the model cannot take (an image of more tokens than it reads):
+    error names the row and stops; drop leaves it out and tells."""
     limits: Limits = Limits()
     """What one image may cost."""
     storage_options: dict[str, str] = {}
@@ -113,6 +114,32 @@ def collate(rows: pa.Table, epochs: np.ndarray, choice: Choice, *, step: int, im
         negatives=negatives if any(negatives) else [],
         notes=_notes([row for row, _ in good], choice, step),
         rejects=pa.Table.from_pylist(rejects, schema=PAIR_REJECT),
+    )
+
+
+def without(batch: Batch, bad: Mapping[int, str]) -> Batch:
+    """The batch without rows that the model cannot take: `bad` is of their places, and says why. Raises ConfigError if none is left."""
+    kept = [place for place in range(len(batch.queries)) if place not in bad]
+    rejects = [{"uri": batch.queries[place].uri, "reason": "unfit", "detail": detail} for place, detail in sorted(bad.items())]
+    if not kept:
+        raise ConfigError(f"none of {len(bad)} rows of step {batch.notes.step} can be used; the first: {rejects[0]['uri']}: {rejects[0]['detail']}")
+    negatives = [batch.negatives[place] for place in kept] if batch.negatives else []
+    return Batch(
+        queries=[batch.queries[place] for place in kept],
+        positives=[batch.positives[place] for place in kept],
+        negatives=negatives if any(negatives) else [],
+        notes=_narrowed(batch.notes.rows(torch.tensor(kept)), max(map(len, negatives), default=0)),
+        rejects=pa.concat_tables([batch.rejects, pa.Table.from_pylist(rejects, schema=PAIR_REJECT)]),
+    )
+
+
+def _narrowed(notes: Notes, num: int) -> Notes:
+    """Padded to `num` negatives, the most that a row still has."""
+    keys, scores = notes.negative_keys, notes.teacher_scores
+    return replace(
+        notes,
+        negative_keys=None if keys is None or not num else keys[:, :num],
+        teacher_scores=None if scores is None else scores[:, : 1 + num],
     )
 
 

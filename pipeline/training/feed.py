@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config import ConfigError
 from pipeline.pairs.prepared import Prepared
 from pipeline.training import Notes
-from pipeline.training.batches import Batch, Choice, Told, collate, read, source_of
+from pipeline.training.batches import Batch, Choice, Told, collate, read, source_of, without
 from pipeline.training.plan import Mixture, Plan
 from pipeline.training.settings import Feeding
 from pipeline.training.trainable import Trainable
@@ -83,8 +84,8 @@ class Reader:
 class Feed:
     """Batches for one worker, of steps before `steps`: as `read` gives them, prepared by the model. Holds threads: use it with `with`."""
 
-    def __init__(self, read: Callable[[int], Read], *, steps: int, feeding: Feeding) -> None:
-        self._read, self._steps, self._feeding = read, steps, feeding
+    def __init__(self, read: Callable[[int], Read], *, steps: int, feeding: Feeding, choice: Choice) -> None:
+        self._read, self._steps, self._feeding, self._choice = read, steps, feeding, choice
         self._ahead: dict[int, Future[Ready]] = {}
 
     def __enter__(self) -> "Feed":
@@ -103,13 +104,23 @@ class Feed:
 
     def _made(self, step: int, model: Trainable) -> Ready:
         found = self._read(step)
+        batch, bad, good = found.batch, dict[int, str](), list[tuple[Any, Any, list[Any]]]()
+        negatives = batch.negatives or [[]] * len(batch.queries)
+        for place, (query, positive, own) in enumerate(zip(batch.queries, batch.positives, negatives, strict=True)):
+            try:
+                good.append((model.prepare(query, query=True), model.prepare(positive, query=False), _documents(own, model)))
+            except ValueError as error:
+                if self._choice.bad_image == "error":
+                    raise ConfigError(f"{query.uri}: {error}; or leave such rows out by choice.bad_image: drop") from error
+                bad[place] = str(error)
+        batch = without(batch, bad) if bad else batch
         return Ready(
-            queries=[model.prepare(told, query=True) for told in found.batch.queries],
-            positives=_documents(found.batch.positives, model),
-            negatives=[_documents(own, model) for own in found.batch.negatives],
-            notes=found.batch.notes,
+            queries=[query for query, _, _ in good],
+            positives=[positive for _, positive, _ in good],
+            negatives=[own for _, _, own in good] if batch.negatives else [],
+            notes=batch.notes,
             row_keys=found.row_keys,
-            rejects=found.batch.rejects,
+            rejects=batch.rejects,
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.config import ConfigError
 from pipeline.metrics import mrr_at, ndcg_at, ranking, recall_at
 from pipeline.pairs.prepared import Prepared
 from pipeline.training import normalise
@@ -67,12 +68,18 @@ class _Reader:
         with torch.no_grad():
             for start in range(rank, len(padded), ROWS * num_ranks):
                 told = self._told(padded[start : start + ROWS * num_ranks : num_ranks])
-                vectors = layers_of(self.embed([self.model.prepare(each, query=query) for each, query in told]))[-1]
+                vectors = layers_of(self.embed([self._prepared(each, query=query) for each, query in told]))[-1]
                 made.append(normalise(vectors))
             gathered = gather_rows(torch.cat(made)).cpu().numpy()
         # Row i of rank r is number i * ranks + r.
         whole: np.ndarray = gathered.reshape(num_ranks, -1, gathered.shape[1]).transpose(1, 0, 2).reshape(-1, gathered.shape[1])
         return whole[: len(wanted)]
+
+    def _prepared(self, told: Told, *, query: bool) -> Any:
+        try:
+            return self.model.prepare(told, query=query)
+        except ValueError as error:
+            raise ConfigError(f"{told.uri}: {error}; a held-out row is never left out: mend it, or remove it from the data set") from error
 
     def _told(self, wanted: Sequence[tuple[int, int | None]]) -> list[tuple[Told, bool]]:
         rows = self.data.take(np.array([row for row, _ in wanted]))

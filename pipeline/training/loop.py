@@ -117,7 +117,7 @@ def train(task: Task, link: Link, device: torch.device) -> Outcome:
     """One worker's part of a run; torch.distributed is set up if there are several."""
     rank, num_ranks = world()
     reader = Reader(task.parts, task.recipe.mixture, task.recipe.choice, rank, num_ranks)
-    with link.reading(reader) as read_at, Feed(read_at, steps=task.steps, feeding=task.feeding) as feed:
+    with link.reading(reader) as read_at, Feed(read_at, steps=task.steps, feeding=task.feeding, choice=task.recipe.choice) as feed:
         run = _Run(task, link, device, reader.plan, feed)
         try:
             return run.run()

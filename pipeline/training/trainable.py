@@ -32,7 +32,10 @@ class Trainable(Protocol):
         """All that is trained or could be. Known after `load`."""
 
     def prepare(self, told: Told, *, query: bool) -> Any:
-        """One message as `embed` takes it, on the CPU; as a query or as a document. Called from several threads, beside `embed`."""
+        """One message as `embed` takes it, on the CPU; as a query or as a document. Called from several threads, beside `embed`.
+
+        Raises ValueError for a row that it cannot take, which `choice.bad_image` may leave out; ConfigError for one that must not be there.
+        """
 
     def embed(self, rows: Sequence[Any]) -> Vectors:
         """Vectors (n, D) with gradient; a row's does not depend on the others."""

@@ -31,6 +31,9 @@ from pipeline.vlm.templates import template_of, with_placeholder
 
 S = TypeVar("S", bound=Model)
 
+TEXT_TOKENS = 256
+"""So many tokens must be left for text beside the largest image, or a quarter of a small `max_tokens`."""
+
 
 class TrainVlm:
     """A model of `pipeline.vlm.base.SUPPORTED`.
@@ -77,6 +80,7 @@ class TrainVlm:
         template = template_of(spec.prompt.template)
         self._template = template if self._reading.prepending is None else with_placeholder(template)
         self._preparer = Preparer(self._base, spec.sizes)
+        _check_room(self._preparer)
         self._checkpointing = gradient_checkpointing
         self._backbone: Backbone | None = None
         self._whole: nn.Module | None = None
@@ -147,6 +151,18 @@ class TrainVlm:
     def _loaded(self) -> Backbone:
         assert self._backbone is not None, "load first"
         return self._backbone
+
+
+def _check_room(preparer: Preparer) -> None:
+    """Raises ConfigError if one large image would leave its text no room, which would be cut and not said so, or end the run."""
+    room = preparer.max_tokens - min(TEXT_TOKENS, preparer.max_tokens // 4)
+    most = preparer.most_image_tokens()
+    if most is not None and most > room:
+        raise ConfigError(
+            f"sizes.max_pixels is {most * preparer.pixels_a_token} (the model's own if not given), so an image may take {most} tokens, and "
+            f"sizes.max_tokens={preparer.max_tokens} would leave too few for text: set sizes.max_pixels to {room * preparer.pixels_a_token} or less, "
+            "or raise sizes.max_tokens"
+        )
 
 
 def _section(model: type[S], given: Mapping[str, Any] | None, name: str) -> S:

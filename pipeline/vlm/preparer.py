@@ -63,6 +63,17 @@ class Preparer:
         self._place_token = self.tokenizer.pad_token or self.tokenizer.eos_token  # no text has it
         self._lock = threading.Lock()
 
+    def most_image_tokens(self) -> int | None:
+        """Tokens of the largest image; None for models other than the Qwen family, whose images are of one size or tiled."""
+        if self.kind not in QWEN:
+            return None
+        return int(self.processor.image_processor.size["longest_edge"]) // self.pixels_a_token
+
+    @property
+    def pixels_a_token(self) -> int:
+        """Of an image (the Qwen family)."""
+        return int(self.processor.image_processor.patch_size * self.processor.image_processor.merge_size) ** 2
+
     def read(self, message: Message, template: Template, *, instruction: str | None = None, query: bool = False) -> Prepared:
         """One row: the message under an instruction (None: the template's own), its text cut to `max_tokens` if it must be.
 

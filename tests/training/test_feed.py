@@ -11,7 +11,9 @@ from pipeline.training.batches import Choice
 from pipeline.training.feed import Feed, Part, Reader
 from pipeline.training.plan import Mixture
 from pipeline.training.settings import Feeding
-from tests.pairs.writing import jsonl, pictures
+from pipeline.training.vlm import TrainVlm
+from tests.pairs.writing import jsonl, picture, pictures
+from tests.vlm.models import save_model
 
 STEPS = 7
 
@@ -39,7 +41,7 @@ def parts(tmp_path_factory):
 
 def fed(parts, feeding, *, rank=0, num_ranks=1, first=0):
     read = Reader(tuple(parts), Mixture(batch_size=6), Choice(), rank, num_ranks).read
-    with Feed(read, steps=STEPS, feeding=feeding) as feed:
+    with Feed(read, steps=STEPS, feeding=feeding, choice=Choice()) as feed:
         model = Slow()
         found = [feed.at(step, model) for step in range(first, STEPS)]
     return [(ready.queries, ready.positives, ready.negatives, ready.row_keys, ready.notes.positive_keys.tolist()) for ready in found], model
@@ -65,9 +67,48 @@ def test_a_bad_image_ends_the_run_at_its_own_step(parts, tmp_path):
 
     wanted, _ = fed(parts, Feeding())
     step = next(place for place, ready in enumerate(wanted) if any(positive[0] == "caption 7" for positive in ready[1]))
-    with Feed(Reader(tuple(parts), Mixture(batch_size=6), Choice(), 0, 1).read, steps=STEPS, feeding=Feeding(ahead=6, threads=3)) as feed:
+    read = Reader(tuple(parts), Mixture(batch_size=6), Choice(), 0, 1).read
+    with Feed(read, steps=STEPS, feeding=Feeding(ahead=6, threads=3), choice=Choice()) as feed:
         model = Bad()
         for each in range(step):
             feed.at(each, model)
         with pytest.raises(ConfigError, match="row 7"):
             feed.at(step, model)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(save_model(tmp_path_factory.mktemp("base") / "model", "qwen2_vl"))
+
+
+@pytest.mark.parametrize(("size", "problem"), [((32, 32), "32 of them of 2 images"), ((900, 2), "aspect ratio")])
+def test_images_that_the_model_cannot_take_name_their_row_or_leave_it_out(base, tmp_path, size, problem):
+    """Images of more tokens than max_tokens ended the run with an error that named no row, also where bad images were to be dropped."""
+    (tmp_path / "large.png").write_bytes(picture(9, size))
+    chat = [{"role": "user", "content": [{"type": "image", "image": "large.png"}] * 2}]
+    rows = [{"a": f"question {row}", "b": f"answer {row}", "c": "no", "d": None, "e": None} for row in range(1, 4)]
+    rows = [{"a": chat, "b": "answer 0", "c": "no", "d": "neither", "e": "nor"}, *rows]
+    rows[1]["d"] = "neither"
+    reader = Ref(target="pipeline.pairs.sentence_transformers:SentenceTransformers", args={"uri": jsonl(tmp_path / "train.jsonl", rows)})
+    parts = (Part(prepare(Dataset(name="x", reader=reader), str(tmp_path / "cache"))),)
+    model = TrainVlm(base, sizes={"max_tokens": 22})
+    for choice in (Choice(), Choice(bad_image="drop")):
+        read = Reader(parts, Mixture(batch_size=4), choice, 0, 1).read
+        with Feed(read, steps=1, feeding=Feeding(), choice=choice) as feed:
+            if choice.bad_image == "error":
+                with pytest.raises(ConfigError, match=rf"train.jsonl#0: .*{problem}.*bad_image: drop"):
+                    feed.at(0, model)
+                continue
+            ready = feed.at(0, model)
+    assert len(ready.queries) == len(ready.positives) == len(ready.negatives) == len(ready.notes.positive_keys) == 3
+    assert ready.notes.negative_keys.shape == (3, 2), "as wide as the most negatives that a row still has"
+    (reject,) = ready.rejects.to_pylist()
+    assert reject["reason"] == "unfit" and reject["uri"].endswith("train.jsonl#0") and problem in reject["detail"]
+
+
+def test_images_that_would_leave_no_room_for_text_are_refused_before_work_starts(base):
+    """Qwen2-VL's own max_pixels lets an image take 16,384 tokens, max_tokens is 8,192: such an image ended the run, a lesser one cut the question."""
+    TrainVlm(base, sizes={"max_tokens": 22})
+    TrainVlm(base, sizes={"max_tokens": 8, "max_pixels": 6 * 64})
+    with pytest.raises(ConfigError, match=r"max_pixels is 1024 .*16 tokens.*set sizes.max_pixels to 384 or less"):
+        TrainVlm(base, sizes={"max_tokens": 8})

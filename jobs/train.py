@@ -10,7 +10,7 @@ import pydantic
 from pipeline import command
 from pipeline.config import ConfigError, JobFailed, Model, Ref
 from pipeline.pairs.prepare import Dataset
-from pipeline.table.ledger import without_secrets
+from pipeline.redact import without_secrets
 from pipeline.training.batches import Choice
 from pipeline.training.estimate import Estimate, estimate
 from pipeline.training.loop import Recipe, Task

@@ -17,10 +17,13 @@ from typing import Any
 import pydantic
 
 from pipeline.config import ConfigError, JobFailed, Model, Ref, T, load, nearest, references, section_of
+from pipeline.redact import without_secrets
 
 USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [--check | --plan]
 
 {doc}
+
+A value is YAML, but a text is taken as it is typed. An entry of a list that the file has is named by its place: grids.0.mpp=1.
 
 --check   validate the job, import every target, print the resolved job as JSON, stop
 --plan    also list the source and print what would be done, stop
@@ -109,7 +112,7 @@ def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | N
             f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value"
         )
     plain = [a for a in arguments if not a.startswith("--")]
-    path = plain.pop(0) if plain and "=" not in plain[0] else None
+    path = plain.pop(0) if plain and _is_path(plain[0]) else None
     stray = [a for a in plain if "=" not in a]
     if stray:
         raise ConfigError(f"{stray[0]!r} is neither a job file nor key=value")
@@ -117,12 +120,16 @@ def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | N
     for reference in references(job):
         reference.load()
     if "--check" in flags:
-        return job, lambda checked: checked
+        return job, lambda checked: without_secrets(to_plain(checked))
     if "--plan" in flags:
         if plan is None:
             raise ConfigError("this job has no --plan; use --check")
         return job, plan
     return job, run
+
+
+def _is_path(argument: str) -> bool:
+    return "=" not in argument or "://" in argument.partition("=")[0]
 
 
 def keys(model: type[Model], prefix: str = "") -> list[str]:

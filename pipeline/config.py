@@ -77,7 +77,12 @@ class Ref(Model):
 
 
 def _is_ref(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("target"), str) and set(value) <= {"target", "args"}
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("target"), str)
+        and set(value) <= {"target", "args"}
+        and isinstance(value.get("args", {}), dict)
+    )
 
 
 def _import(module_name: str, target: str) -> types.ModuleType:
@@ -114,7 +119,7 @@ def load(model: type[T], path: str | Path | None, overrides: Iterable[str] = ())
     """The job that a file and overrides describe. Raises ConfigError naming each wrong key and the nearest right one."""
     values = _read_yaml(path) if path else {}
     for override in overrides:
-        _apply(values, override)
+        _apply(model, values, override)
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
@@ -144,19 +149,54 @@ def _yaml_names(path: str | Path) -> list[str]:
     return [entry.name for entry in folder.glob("*.yaml")] if folder.is_dir() else []
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(model: type[Model], values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} must read key=value, e.g. table.uri=vectors")
     *parents, leaf = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+    place: Any = values
+    for depth, parent in enumerate(parents):
+        if isinstance(place, dict) and parent not in place:
+            place[parent] = {}
+        place = _entry(place, parent, override)
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"override {override!r}: {'.'.join(parents[: depth + 1])!r} is not a section")
+    if isinstance(place, list):
+        _entry(place, leaf, override)  # an entry is replaced, not added
+        place[int(leaf)] = _value(override, text)
+    elif leaf.isdigit() and not place:
+        raise ConfigError(f"override {override!r}: the job file has no list {'.'.join(parents)!r}; give it whole: {'.'.join(parents)}=[...]")
+    else:
+        place[leaf] = _value(override, text) if (kind := _text_kind(model, (*parents, leaf))) is None else _verbatim(text, kind)
+
+
+def _entry(place: Any, part: str, override: str) -> Any:
+    """What a part of a key leads to; in a list a part is a place, from 0."""
+    if isinstance(place, dict):
+        return place[part]
+    if not part.isdigit() or int(part) >= len(place):
+        raise ConfigError(f"override {override!r}: {part!r} is not a place in a list of {len(place)}, from 0; a longer list is given whole: [...]")
+    return place[int(part)]
+
+
+def _value(override: str, text: str) -> Any:
     try:
-        values[leaf] = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+
+
+def _text_kind(model: type[Model], key: tuple[str, ...]) -> Any:
+    """The type of the field at a key if it holds text and nothing else: `str` or `str | None`."""
+    section = section_of(model, tuple(int(part) if part.isdigit() else part for part in key[:-1]))
+    found = section.model_fields.get(key[-1]) if section else None
+    kind = found.annotation if found else None
+    return kind if kind is str or set(typing.get_args(kind)) == {str, type(None)} else None
+
+
+def _verbatim(text: str, kind: Any) -> str | None:
+    """Text as it was typed: as YAML, `shoes #1` would lose its end, and `007` and `no` would be no texts."""
+    return None if text == "null" and kind is not str else text
 
 
 def _explain(model: type[Model], problem: Any) -> str:
@@ -193,8 +233,10 @@ def _section_in(annotation: Any) -> type[Model] | None:
 
 
 def references(model: Model) -> list[Ref]:
-    """Every Ref in a job, at any depth."""
-    found = [model] if isinstance(model, Ref) else []
+    """Every Ref in a job, at any depth, also within the arguments of another."""
+    if isinstance(model, Ref):
+        return [model, *(found for value in model.args.values() if _is_ref(value) for found in references(Ref.model_validate(value)))]
+    found = []
     for name in type(model).model_fields:
         value = getattr(model, name)
         for entry in value if isinstance(value, list | tuple) else [value]:

@@ -14,6 +14,7 @@ from jobs.slides import SlidesJob
 from jobs.train import TrainJob
 from pipeline.command import keys
 from pipeline.config import ConfigError, Ref, load
+from pipeline.redact import dropping_secrets, without_secrets
 
 ROOT = Path(__file__).parent.parent
 EMBED_FILES = [ROOT / "jobs/embed.yaml", ROOT / "demo/photos.yaml", ROOT / "demo/products.yaml"]
@@ -38,7 +39,7 @@ WRONG = {
     "compute.batchsize=3": "did you mean 'batch_size'",
     "compute.batch_size=-1": "greater than 0",
     "compute.batch_size=many": "valid integer",
-    "table.name=no": "valid string",
+    "table.dtype=no": "'float32' or 'float16'",
     "encoder.target=pipeline.encoders.hashing:Hashin": "did you mean 'Hashing'",
     "encoder.target=pipeline.encoders.hashin:Hashing": "did you mean 'hashing'",
     "encoder.target=nowhere.at.all:X": "run from the folder that has it",
@@ -128,3 +129,68 @@ def test_the_last_override_wins(job):
 def test_a_target_that_is_no_class_is_refused():
     with pytest.raises(ConfigError, match="must be a class or a function"):
         Ref(target="pipeline.table.swap:MAX_TRIES").load()
+
+
+VERBATIM = ["shoes #1", "#1 dad", "photo: a cat", "007", "no", "[a, b", "1e3", '"quoted"', " ", "ü = u"]
+
+
+@pytest.mark.parametrize("text", VERBATIM)
+def test_a_text_is_taken_as_it_was_typed(text):
+    """As YAML, `shoes #1` searched for shoes, `#1 dad` for nothing, `photo: a cat` was a section, and the id 007 was 7."""
+    job = load(SearchJob, None, ["table.uri=db", "table.name=t", f"query.id={text}"])
+    assert job.query.id == text
+
+
+def test_null_is_no_text_where_a_text_may_be_missing(job):
+    assert load(EmbedJob, job, ["compute.address=null"]).compute.address is None
+    assert load(EmbedJob, job, ["table.name=null"]).table.name == "null"
+    assert load(EmbedJob, job, ["encoder.args.dim=8"]).encoder.args == {"dim": 8}
+
+
+def test_an_entry_of_a_list_is_named_by_its_place():
+    """--keys shows `grids[].mpp`, and grids.0.mpp=1 was refused: 'grids' is not a section."""
+    path = ROOT / "jobs/slides.yaml"
+    before = load(SlidesJob, path).grids
+    grids = load(SlidesJob, path, ["grids.0.tile_px=64"]).grids
+    assert grids[0].tile_px == 64 and grids[1:] == before[1:]
+    with pytest.raises(ConfigError, match=f"'7' is not a place in a list of {len(before)}, from 0; a longer list is given whole"):
+        load(SlidesJob, path, ["grids.7.mpp=1"])
+    with pytest.raises(ConfigError, match=r"the job file has no list 'queries'; give it whole: queries=\[...\]"):
+        load(SearchJob, None, ["queries.0=x"])
+
+
+def test_a_target_within_the_arguments_of_another_is_checked_too(job):
+    """--check said that a job is right whose inner encoder does not exist."""
+    from pipeline import command
+
+    inner = ["encoder.target=pipeline.encoders.tile:TileEncoder", "encoder.args={encoder: {target: 'pipeline.encoders.hashing:Hashin'}}"]
+    with pytest.raises(ConfigError, match="did you mean 'Hashing'"):
+        command._parse(EmbedJob, lambda j: j, None, [str(job), *inner, "--check"])
+
+
+def test_check_shows_no_credentials(job):
+    """--check printed the store's secret to the terminal, and what only sounds like a credential was hidden in the ledger."""
+    done = run(job, "--check", "table.storage_options={aws_secret_access_key: s3cr3t, endpoint: 'http://x'}", "source.args={uri: x, token: s3cr3t}")
+    assert done.returncode == 2  # tests.sources:Lines takes no token
+    done = run(job, "--check", "table.storage_options={aws_secret_access_key: s3cr3t}")
+    assert done.returncode == 0
+    assert "s3cr3t" not in done.stdout
+    assert '"aws_secret_access_key": "***"' in done.stdout
+
+
+def test_only_what_is_a_credential_is_hidden():
+    shown = {"text_key": "text", "tokenizer": "bert", "metadata": {"key": "string"}, "max_tokens": 3, "uri": "s3://b/k"}
+    hidden = {"token": "x", "secret": "x", "password": "x", "api_key": "x", "storage_options": {"key": "x", "client_kwargs": {"region_name": "x"}}}
+    assert without_secrets({**shown, "list": [hidden]}) == {
+        **shown,
+        "list": [
+            {
+                "token": "***",
+                "secret": "***",
+                "password": "***",
+                "api_key": "***",
+                "storage_options": {"key": "***", "client_kwargs": {"region_name": "***"}},
+            }
+        ],
+    }
+    assert dropping_secrets({**shown, "inner": hidden, "token": None}) == {**shown, "inner": {}, "token": None}

@@ -12,6 +12,7 @@ import pyarrow as pa
 from lance.fragment import write_fragments
 
 from pipeline.config import Ref
+from pipeline.redact import dropping_secrets, without_secrets
 from pipeline.table.at import TableAt, create_dataset, model_of, open_dataset
 from pipeline.table.swap import insert, until_accepted
 from schemas.runs import MODEL, RUN, UNIT
@@ -19,7 +20,6 @@ from schemas.runs import MODEL, RUN, UNIT
 PACKAGES = ("tessera", "ray", "pylance", "lancedb", "pyarrow", "torch", "transformers", "open_clip_torch", "timm", "pillow", "numpy")
 TRAINING = "training"
 """Key of the run that made an encoder, in the lineage that a MODEL row keeps."""
-SECRET = ("secret", "token", "password", "key", "credential", "sas")
 
 
 def now() -> datetime.datetime:
@@ -61,15 +61,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def without_secrets(value: Any) -> Any:
-    """A copy of a configuration in which whatever is named like a credential reads `***`."""
-    if isinstance(value, dict):
-        return {k: "***" if isinstance(v, str) and any(s in k.lower() for s in SECRET) else without_secrets(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(entry) for entry in value]
-    return value
-
-
 def record_model(at: TableAt, encoder: Any, ref: Ref, *, run: str) -> None:
     """Make sure that the database's table of models says what the encoder's fingerprint stands for."""
     create_dataset(at.models_path, MODEL, at.storage_options)
@@ -77,7 +68,7 @@ def record_model(at: TableAt, encoder: Any, ref: Ref, *, run: str) -> None:
         "fingerprint": encoder.fingerprint,
         "dim": encoder.dim,
         "target": ref.target,
-        "args": json.dumps(ref.args),
+        "args": json.dumps(dropping_secrets(ref.args)),
         "lineage": json.dumps(_lineage(encoder), default=str),
         "created_at": now(),
         "run": run,

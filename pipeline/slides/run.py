@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pipeline.slides.ledger import SMALL, forget_slides, kept_elsewhere, record_
 from pipeline.slides.report import SlideLimits, SlidesReport, count
 from pipeline.slides.survey import Look, Survey
 from pipeline.slides.tiling import check_grids, cuts_of
-from pipeline.slides.whole import Group, WholeSlides, groups_of, settled_already
+from pipeline.slides.whole import BAD_TILES, Group, WholeSlides, bad_tiles, groups_of, settled_already
 from pipeline.table.contents import quoted, units_by
 from pipeline.table.ledger import now
 from pipeline.table.rejects import forget_rejects
@@ -251,8 +251,21 @@ def fill_tiles(tiling: Tiling, report: SlidesReport) -> str | None:
         problem = str(error)
     report.tiles = filling.close()
     report.removed, report.revised = gate.removed, gate.revised
-    _settle(tiling, filling, gate)
+    _settle(tiling, list(prepared.plan.units), lambda row: _outcome(row, tiling, filling, gate))
     return problem
+
+
+def settle_complete(tiling: Tiling) -> None:
+    """Write the status of slides that were looked at again, by this run or one that was cut short, and whose tiles are all in the table already."""
+    contents, complete = tiling.prepared.contents, tiling.prepared.plan.complete_units
+
+    def settled(row: Row) -> Row | None:
+        if row["tiling"] != tiling.rows[row["id"]]["tiling"] or row["status"] != "surveyed":
+            return None  # another run has surveyed it anew meanwhile
+        embedded = contents.units.get(row["id"], (0, ""))[0]
+        return _settled(row, tiling, listed=row["tiles"], rejected=row["tiles"] - embedded, bad=None)
+
+    _settle(tiling, [uri for uri, row in tiling.rows.items() if row["status"] == "surveyed" and uri in complete], settled)
 
 
 def _left(planned: Plan) -> set[str]:
@@ -293,12 +306,11 @@ def _rows_of_deleted(tiling: Tiling) -> list[str]:
     return ids
 
 
-def _settle(tiling: Tiling, filling: Filling, gate: WholeSlides) -> None:
+def _settle(tiling: Tiling, units: Sequence[str], outcome: Callable[[Row], Row | None]) -> None:
     """Write each slide's status."""
-    units = list(tiling.prepared.plan.units)
     for start in range(0, len(units), ROWS_AT_ONCE):
-        rows = slide_rows(tiling.prepared.table, source=tiling.work.look.source, units=units[start : start + ROWS_AT_ONCE])
-        changes = [changed for row in rows if (changed := _outcome(row, tiling, filling, gate)) is not None]
+        rows = slide_rows(tiling.prepared.table, source=tiling.work.look.source, columns=SMALL, units=units[start : start + ROWS_AT_ONCE])
+        changes = [changed for row in rows if (changed := outcome(row)) is not None]
         record_slides(tiling.prepared.table, changes)
         tiling.rows |= {row["id"]: row for row in changes}
 
@@ -313,17 +325,29 @@ def _outcome(row: Row, tiling: Tiling, filling: Filling, gate: WholeSlides) -> R
     listed, rejected = filling.committer.units.get(uri, (0, 0))
     if listed < planned.unit_items[uri]:
         return None
-    made = {"embedded": listed - rejected, "rejected": rejected, "run": tiling.work.look.run, "updated_at": now()}
     if gate.seconds.get(uri):
-        made["embed_seconds"] = round(gate.seconds[uri], 3)
-    fits = len(cuts_of(row, tiling.work.job.grids)) == len(tiling.work.job.grids)
+        row = row | {"embed_seconds": round(gate.seconds[uri], 3)}
+    return _settled(row, tiling, listed=listed, rejected=rejected, bad=gate.bad.get(uri))
+
+
+def _settled(row: Row, tiling: Tiling, *, listed: int, rejected: int, bad: list[str] | None) -> Row:
+    """The row of a slide whose tiles are all dealt with. `bad`: the first rejected ones, where this run has met them."""
+    grids = tiling.work.job.grids
+    made = {"embedded": listed - rejected, "rejected": rejected, "run": tiling.work.look.run, "updated_at": now()}
     if rejected:
-        bad = gate.bad.get(uri) or row["bad_tiles"]
         status = "partial" if rejected < listed else "failed"
+        bad = bad or row["bad_tiles"] or _bad_tiles(row["id"], tiling)
         return row | made | {"status": status, "reason": "bad_tiles", "detail": f"{rejected} of {listed} tiles", "bad_tiles": bad}
-    if not fits:
+    if len(cuts_of(row, grids)) < len(grids):
         return row | made | {"status": "partial", "reason": "too_coarse", "bad_tiles": None}
     return row | made | {"status": "ok", "reason": None, "detail": None, "bad_tiles": None}
+
+
+def _bad_tiles(uri: str, tiling: Tiling) -> list[str]:
+    """What the rejects say of a slide's tiles."""
+    rejects = tiling.prepared.table.open(".rejects")
+    where = f"source = {quoted(tiling.work.look.source)} AND _unit = {quoted(uri)}"
+    return [] if rejects is None else bad_tiles(rejects.to_table(filter=where, limit=BAD_TILES))
 
 
 def finish(tiling: Tiling, report: SlidesReport) -> None:
@@ -340,6 +364,7 @@ def run_slides(job: SlidesJob, work: Work, started: float) -> tuple[SlidesReport
     with _ray(work):
         survey_slides(work, report)
         tiling = plan_tiles(work)
+        settle_complete(tiling)
         if nothing_to_do(tiling):
             report.tiles = describe(unchanged_report(tiling.prepared), tiling.prepared)
         else:

@@ -18,6 +18,9 @@ from pipeline.table.stage import Receipt
 from schemas.items import item_schema
 from schemas.slides import TILE
 
+BAD_TILES = 20
+"""Rejected tiles that a slide's row names."""
+
 
 @dataclass
 class Group:
@@ -71,7 +74,7 @@ class WholeSlides:
         """All of a group's receipts when the last has come."""
         unit = str(receipt.unit)
         bad = self.bad.setdefault(unit, [])
-        bad += [f"{row['uri'].rpartition('#')[2]}: {row['reason']}: {row['detail']}" for row in receipt.rejects.slice(0, 20 - len(bad)).to_pylist()]
+        bad += bad_tiles(receipt.rejects.slice(0, BAD_TILES - len(bad)))
         self.seconds[unit] = self.seconds.get(unit, 0.0) + sum(receipt.seconds.values())
         group = self._groups[unit]
         if self._parts and self._fresh(group):
@@ -123,6 +126,11 @@ class WholeSlides:
             tables.append(tiles.append_column("_unit", pa.array([unit] * tiles.num_rows, pa.string())))
         wanted = pa.concat_tables(tables).select(["id", "version", "uri", "_unit", *carried])
         return wanted.rename_columns(["id", "_version", "uri", "_unit", *carried])
+
+
+def bad_tiles(rejects: pa.Table) -> list[str]:
+    """How a slide's row names rejected tiles: where they are, and why."""
+    return [f"{row['uri'].rpartition('#')[2]}: {row['reason']}: {row['detail']}" for row in rejects.to_pylist()]
 
 
 def settled_already(plan: Plan, reader: Tiles, contents: Contents, units: Iterable[str]) -> list[Receipt]:

@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from jobs.slides import plan
+from tests.slides.build import zero_tile
 from tests.slides.runs import Lab, vectors, write
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -165,3 +167,24 @@ def test_several_grids_come_in_one_run_and_name_their_parents(lab):
     report = lab.run(grids=grids[:2])
     assert (report.opened, report.tiles.written) == (0, 0)
     assert {row["grid"] for row in lab.tiles().values()} == {"0.5um/64px", "1um/64px"}
+
+
+def test_a_folder_that_was_away_for_one_run_is_settled_when_it_is_back(lab):
+    """Its slides were surveyed again, their tiles found complete by the note on them, and nothing ever took the status `surveyed` away."""
+    write(lab.folder / "stays.svs", 1)
+    write(lab.folder / "away" / "whole.svs", 2)
+    zero_tile(write(lab.folder / "away" / "damaged.svs", 3), (300, 380))
+    lab.run()
+    before = lab.slides()
+    (lab.folder / "away").rename(lab.folder.parent / "elsewhere")
+    lab.run()
+    assert lab.statuses()["away/whole.svs"] == ("deleted", None)
+    (lab.folder.parent / "elsewhere").rename(lab.folder / "away")
+    report = lab.run()
+    assert (report.ok, report.partial, report.surveyed, report.tiles.commits) == (1, 1, 0, 0)
+    assert lab.statuses() == {"stays.svs": ("ok", None), "away/whole.svs": ("ok", None), "away/damaged.svs": ("partial", "bad_tiles")}
+    for slide_id, row in lab.slides().items():
+        assert {name: row[name] for name in ("embedded", "rejected", "bad_tiles")} == {
+            name: before[slide_id][name] for name in ("embedded", "rejected", "bad_tiles")
+        }
+    assert plan(lab.job())["to_finish"] == 0

@@ -79,7 +79,7 @@ def _task(job: TrainJob) -> Task:
 
 
 def _settings(job: TrainJob) -> dict[str, object]:
-    """What decides the result, and so may not change while a run is under way; it is kept and shown, so credentials are left out."""
+    """What the run is kept and shown with, credentials left out; what decides the result may not change while it is under way."""
     settings: dict[str, object] = without_secrets(job.model_dump(mode="json", exclude={"run", "workers", "feeding"}))
     return settings
 

@@ -159,7 +159,7 @@ def _chosen(row: dict[str, Any], epoch: int, choice: Choice) -> dict[str, Any]:
 def _scores(row: Mapping[str, Any], kept: Mapping[str, list[int]]) -> list[float]:
     found = [(row[name], kept[side]) for side, name in (("positives", "pos_scores"), ("negatives", "neg_scores"))]
     if any(places and scores is None for scores, places in found):
-        raise ConfigError(f"{row['uri']} has no teacher's scores, and teacher_scores is on; leave its data set out, or turn it off")
+        raise ConfigError(f"{row['uri']} has no teacher's scores, and teacher_scores is on; leave its data set out, or turn it off, in a new run")
     return [scores[at] for scores, places in found for at in places]
 
 

@@ -206,7 +206,9 @@ class _Run:
             self.sharded.drop_unused()
         norm = clip(self.parameters, self.recipe.optimisation.clip)
         if not torch.isfinite(norm):
-            raise RuntimeError(f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower the learning rate")
+            raise RuntimeError(
+                f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower optimisation.learning_rate in a new run"
+            )
         self.optimizer.step()
         if step % self.recipe.watching.log_every == 0 or step + 1 == self.task.steps:
             times = {"seconds": round(time.perf_counter() - started, 4), "waited": round(waited, 4)}

@@ -78,12 +78,13 @@ class TrainOpenClip:
         text, images = told.message.text, told.message.images
         if told.instruction:
             raise ConfigError(
-                f"{told.uri}: a model of two towers takes no instruction, and this row has {told.instruction!r}; leave it out of the data set"
+                f"{told.uri}: a model of two towers takes no instruction, and this row has {told.instruction!r}; leave it out of the data set, "
+                "in a new run"
             )
         if len(images) > 1 or (images and text):
             raise ConfigError(
                 f"{told.uri}: a model of two towers takes an image or a text, and this has {len(images)} images and the text {text[:60]!r}; "
-                "train a vision-language model on it (pipeline.training.vlm:TrainVlm)"
+                "train a vision-language model on it (pipeline.training.vlm:TrainVlm), in a new run"
             )
         if images:
             pixels = self._resize(images[0])

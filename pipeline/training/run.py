@@ -30,6 +30,16 @@ SETTINGS, REPORT, LOCK = "job.json", "report.json", ".lock"
 """What a run began with, what came of it, and who works on it, in its folder."""
 
 
+FREE = (
+    "choice.bad_image",
+    "model.args.gradient_checkpointing",
+    "optimisation.chunk",
+    "optimisation.compile",
+    *(f"watching.{name}" for name in ("log_every", "log_rows", "checkpoint_every", "evaluate_every", "patience", "notice_every")),
+)
+"""Settings that decide no batch and no gradient of rows that can be used: they may change while a run is under way."""
+
+
 class RunAt(Model):
     """What a run is called, and where it is kept."""
 
@@ -89,12 +99,12 @@ class TrainReport:
 
 
 def finished(at: RunAt, settings: dict[str, Any]) -> TrainReport | None:
-    """The report of a run that has come to its end. Raises ConfigError naming a setting that was another one when the run began."""
+    """The report of a run that has come to its end. Raises ConfigError naming a setting, none of FREE, that was another one when the run began."""
     folder = at.place
     if not (folder / SETTINGS).is_file():
         return None
     before, now = flat(json.loads((folder / SETTINGS).read_text())), flat(json.loads(json.dumps(settings)))
-    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    changed = sorted(name for name in {*before, *now}.difference(FREE) if before.get(name) != now.get(name))
     # Before the first checkpoint nothing depends on them yet: a setting that was wrong may be mended.
     if changed and any(path.is_dir() for path in folder.glob("checkpoint_*")):
         was, asked = (values.get(changed[0]) for values in (before, now))

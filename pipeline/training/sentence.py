@@ -99,7 +99,7 @@ class TrainSentence:
         if told.message.images:
             raise ConfigError(
                 f"{told.uri}: a sentence encoder takes texts, and this row has an image; train a model of two towers "
-                "(pipeline.training.openclip:TrainOpenClip) or a vision-language model (pipeline.training.vlm:TrainVlm) on it"
+                "(pipeline.training.openclip:TrainOpenClip) or a vision-language model (pipeline.training.vlm:TrainVlm) on it, in a new run"
             )
         prompt = told.instruction or self._prompt(query=query)
         tokens = self._loaded().tokenise([prompt + told.message.text])

@@ -90,7 +90,7 @@ def found_in_table(folder: Path, assets: Path, report: TrainReport) -> float:
     searcher, right = Searcher(at), 0
     for start in range(0, len(test), BATCH):
         rows = test[start : start + BATCH]
-        messages = [Message(row["qry"].replace("<|image_1|>", MARKER), (_pixels(assets, row),)) for row in rows]
+        messages = [Message(row["qry"].replace("<|image_1|> ", MARKER), (_pixels(assets, row),)) for row in rows]
         queries = [Query(vector=vector.tolist(), k=1, columns=["text"]) for vector in asked.encode_messages(messages)]
         right += sum(hits["text"][0].as_py() == row["pos_text"] for row, hits in zip(rows, searcher.search(queries), strict=True))
     return right / len(test)

@@ -2,7 +2,8 @@
 
 v1: `qry`, `qry_image_path`, `pos_text`, `pos_image_path`, `neg_text`, `neg_image_path`, where "" is none. mmE5: the same, but each negative
 column is a text that spells a Python list. V2: `query_text`, `query_image` (a struct of lists `paths`, `bytes`), and the same for pos and neg.
-The instruction stands in the text of the query in v1; it is left there.
+The instruction stands in the text of the query in v1; it is left there. White space after leading image markers and at the ends is not: real rows
+read `<|image_1|>\nRepresent ...\n`, and a template puts its own there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pipeline.config import ConfigError
 from pipeline.pairs import rows
 from pipeline.pairs.files import Files
 from pipeline.pairs.rows import BadRow, Image, Message, Pair, image_of, marked, message, parsed_list, short, text_of
+from pipeline.vlm.message import MARKER
 
 V1 = {
     "qry": "query.text",
@@ -135,7 +137,12 @@ class Mmeb:
     def _message(self, text: Any, images: Sequence[Image | None], what: str) -> Message:
         there = [image for image in images if image is not None]
         found, there = marked(text_of(text, what), there, self.marker)
-        return message(found, there, what=what)
+        return message(None if found is None else _trimmed(found), there, what=what)
+
+
+def _trimmed(text: str) -> str:
+    markers = MARKER * text.count(MARKER)
+    return markers + text.removeprefix(markers).strip() if text.startswith(markers) else text.strip()
 
 
 def spells_list(value: Any) -> bool:

@@ -7,6 +7,7 @@ import tarfile
 
 import datasets
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -19,7 +20,8 @@ from pipeline.pairs.sentence_transformers import SentenceTransformers
 from pipeline.pairs.table import Pairs, Table
 from pipeline.pairs.tevatron import Tevatron
 from pipeline.pairs.webdataset import WebDataset
-from pipeline.vlm.message import MARKER
+from pipeline.vlm.message import MARKER, Message
+from pipeline.vlm.templates import template_of
 from schemas.pairs import PAIR
 from tests.pairs.writing import faults, jsonl, parquet, picture, rows, shown, text
 
@@ -36,13 +38,34 @@ def test_mmeb_v1_rows_become_pairs(tmp_path):
         V1 | {"qry": "Which one?", "pos_text": "this"},
     ]
     found = rows(Mmeb(parquet(tmp_path / "train.parquet", given, row_group_size=2), image_dir="/images"))
-    assert found[0]["query"] == shown("/images/a/1.jpg", f"{MARKER}\nWhat is it?")
+    assert found[0]["query"] == shown("/images/a/1.jpg", f"{MARKER}What is it?")
     assert found[0]["positives"] == [text("a cat")] and found[0]["negatives"] == [text("a dog")]
-    assert found[1]["positives"] == [shown("/images/a/2.jpg", f"{MARKER}\nRepresent.")]
+    assert found[1]["positives"] == [shown("/images/a/2.jpg", f"{MARKER}Represent.")]
     assert found[1]["negatives"] == [shown("/images/a/3.jpg")]
     assert found[2]["negatives"] == []
     assert [row["uri"] for row in found] == [f"{tmp_path}/train.parquet#{row}" for row in range(3)]
     assert not any(row["reject_reason"] for row in found)
+
+
+def test_mmeb_rows_as_they_are_published_are_given_to_the_model_as_vlm2vec_gives_them(tmp_path):
+    """The line breaks of the rows and those of the template came both: two after the image, two at the end."""
+    asked = "Represent the given image with the following question: What is it?"
+    given = [
+        V1 | {"qry": f"<|image_1|>\n{asked}\n", "qry_image_path": "1.jpg", "pos_text": "a cat"},
+        V1 | {"qry": "Find me an image of: a cat\n", "pos_text": "<|image_1|>\nRepresent the given image.\n", "pos_image_path": "1.jpg"},
+        V1 | {"qry": "Is <|image_1|>\na cat?\n", "qry_image_path": "1.jpg", "pos_text": "yes"},
+    ]
+    template, image = template_of("vlm2vec-v1"), (np.zeros((4, 4, 3), np.uint8),)
+
+    def said(message):
+        return Message(message["text"], image if message["images"] else ())
+
+    found = rows(Mmeb(jsonl(tmp_path / "x.jsonl", given)))
+    queries = [template.query("", said(row["query"])) for row in found]
+    assert queries == [f"{MARKER}\n{asked}\n", "Find me an image of: a cat\n", f"Is {MARKER}\na cat?\n"]
+    documents = [template.document("", said(row["positives"][0])) for row in found]
+    assert documents == ["a cat", f"{MARKER}\nRepresent the given image.\n", "yes"]
+    assert template_of("plain").query("", said(found[0]["query"])) == f"{MARKER}\n{asked}"
 
 
 def test_mmeb_images_are_taken_from_the_files_folder_unless_said_otherwise(tmp_path):

@@ -52,7 +52,7 @@ def taken(prepared, rows, choice=PLAIN, epoch=0):
 
 def test_rows_become_messages_with_their_images_and_the_instruction_apart(tmp_path):
     batch = taken(images(tmp_path), [3, 0])
-    assert [told.message.text for told in batch.queries] == [f"{MARKER} what?"] * 2
+    assert [told.message.text for told in batch.queries] == [f"{MARKER}what?"] * 2
     assert {told.instruction for told in batch.queries} == {"Describe."} and {told.instruction for told in batch.positives} == {""}
     wanted = decode((tmp_path / "3.png").read_bytes(), Choice().limits)
     assert np.array_equal(batch.queries[0].message.images[0], wanted) and wanted[0, 0, 0] == 30

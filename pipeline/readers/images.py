@@ -54,7 +54,7 @@ class Images:
         """The images. With captions, an image's version changes with its caption's."""
         if self.captions is None:
             found = storage.find(self.uri, suffixes=self.suffixes, storage_options=self.storage_options)
-            return rows.listing(found, digests(found["unit"].combine_chunks()))
+            return rows.listing(found, _ids(found))
         ending = f".{self.captions}"
         found = storage.find(self._places(ending), suffixes=[*self.suffixes, ending], storage_options=self.storage_options)
         versions = dict(zip(found["unit"].to_pylist(), found["version"].to_pylist(), strict=True))
@@ -68,7 +68,7 @@ class Images:
             beside = versions.get(_stem(row["unit"]) + ending)
             row["version"] += f"|{self.captions}:{beside}{key}" if beside else ""
         table = pa.Table.from_pylist(images, schema=found.schema)
-        return rows.listing(table, digests(table["unit"].combine_chunks()))
+        return rows.listing(table, _ids(table))
 
     def _places(self, ending: str) -> Sequence[str]:
         """Where to look: a place that names images by their suffix does not name the files beside them."""
@@ -119,6 +119,11 @@ class Images:
         if caption is not None and not _is_text(caption):
             return BadItem("bad_row", f"its .json file: {self.text_key!r} is no text: {caption!r}")
         return values | {self.text_key: (caption or "").strip() or None}
+
+
+def _ids(found: pa.Table) -> pa.ChunkedArray:
+    """Chunk by chunk: joined, the URIs of 20 million images are more than one array of strings may hold."""
+    return pa.chunked_array([digests(chunk) for chunk in found["unit"].chunks], pa.string())
 
 
 def _is_text(value: Any) -> bool:

@@ -70,7 +70,7 @@ def require(wanted: Columns, found: Iterable[str], unit: str) -> None:
             raise ConfigError(f"{unit} has no column {name!r}{nearest(name, names)}; it has {', '.join(map(repr, names))}")
 
 
-def listing(found: pa.Table, ids: pa.Array | None = None) -> pa.Table:
+def listing(found: pa.Table, ids: pa.ChunkedArray | None = None) -> pa.Table:
     """A LISTING of what `storage.find` found: of containers, or of items if `ids` are given."""
     column = pa.nulls(found.num_rows, pa.string()) if ids is None else ids
     return pa.table([*found.columns, column], schema=LISTING)

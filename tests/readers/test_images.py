@@ -4,6 +4,7 @@ import json
 import pyarrow as pa
 import pytest
 
+from pipeline import storage
 from pipeline.config import ConfigError
 from pipeline.readers.images import Images
 from pipeline.testing import check_reader
@@ -31,6 +32,17 @@ def test_every_image_is_an_item_whose_id_is_a_hash_of_its_place(folder):
     assert all(row["uri"] == row["image_uri"] and row["image"] is None and row["text"] is None for row in rows)
     assert [row["id"] for row in rows] == [hashlib.blake2b(row["uri"].encode(), digest_size=16).hexdigest() for row in rows]
     assert reader.source == str(folder) and Images(str(folder), name="cats").source == "cats"
+
+
+def test_more_uris_than_one_array_of_strings_may_hold_are_listed(folder, monkeypatch):
+    """The bug: 2 GiB of URIs, of 21 million images, were joined to one array: ArrowInvalid. Here they are fewer and longer."""
+    uris = pa.array([f"/{n:065535}" for n in range(64)])
+    table = pa.table({"unit": pa.chunked_array([uris] * 520), "version": ["1"] * 33_280, "bytes": [1] * 33_280}, schema=storage.FOUND)
+    assert table["unit"].nbytes > 2**31
+    monkeypatch.setattr(storage, "find", lambda *arguments, **settings: table)
+    listed = Images(str(folder)).list()
+    assert listed["id"][:64].equals(listed["id"][64 * 519 :])
+    assert listed["id"][1].as_py() == hashlib.blake2b(uris[1].as_py().encode(), digest_size=16).hexdigest()
 
 
 def test_captions_come_from_text_files_beside_the_images(folder):

@@ -32,7 +32,7 @@ from pipeline.readers import Reader
 from pipeline.report import EmbedReport, too_many_rejects
 from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
 from pipeline.table.commit import Committer
-from pipeline.table.contents import quoted, read_contents, read_notes, unit_states
+from pipeline.table.contents import quoted, read_batches, read_contents, read_notes, unit_states
 from pipeline.table.ledger import record_model, record_notes
 from pipeline.table.rejects import forget_rejects, rejects_of
 from pipeline.table.stage import Receipt, Staging, Unproved
@@ -309,18 +309,21 @@ class Filling:
     def _vanished(self) -> list[str]:
         """Ids of this source's rows whose item was not met."""
         p = self.prepared
-        rows = p.table.require().to_table(columns=["id", "_unit"], filter=f"source = {quoted(p.reader.source)}")
-        if p.plan.vanished_ids is not None:
-            return rows["id"].filter(pa.array(np.isin(hash64(rows["id"]), p.plan.vanished_ids))).to_pylist() if len(rows) else []
-        if len(rows) == 0:
+        if p.plan.vanished_ids is not None and len(p.plan.vanished_ids) == 0:
             return []
-        hashes = hash64(rows["id"])
-        known = p.contents.own.find(hashes)[0]  # what another job has brought since the plan is not ours to miss
-        met = self.committer.own.find(hashes)[0] | self.committer.refused.find(hashes)[0]
-        ids: list[str] = rows["id"].filter(pa.array(known & ~met & self._is_known(rows["_unit"]))).to_pylist()
+        ids: list[str] = []
+        for batch in read_batches(p.table.require(), ["id", "_unit"], f"source = {quoted(p.reader.source)}"):
+            hashes = hash64(batch["id"])
+            if p.plan.vanished_ids is not None:
+                gone = np.isin(hashes, p.plan.vanished_ids)
+            else:
+                known = p.contents.own.find(hashes)[0]  # what another job has brought since the plan is not ours to miss
+                met = self.committer.own.find(hashes)[0] | self.committer.refused.find(hashes)[0]
+                gone = known & ~met & self._is_known(batch["_unit"])
+            ids += batch["id"].filter(pa.array(gone)).to_pylist()
         return ids
 
-    def _is_known(self, units: pa.ChunkedArray) -> np.ndarray:
+    def _is_known(self, units: pa.Array) -> np.ndarray:
         """Whether it is known what became of the rows (N,) of some containers that this run has not met.
 
         Not of those that need no reading; and while some cannot be read only of those that were: the rest may have moved to where nobody can look.
@@ -350,9 +353,10 @@ class Filling:
 
     def _prove(self) -> None:
         """Count the committed chunks' rows in the table as it is now. Raises Unproved if some are missing and nobody else has written."""
-        rows = self.prepared.table.require().to_table(columns=["_chunk"], filter=f"source = {quoted(self.prepared.reader.source)}")
-        found = {row["_chunk"]: row["count_all"] for row in rows.group_by("_chunk").aggregate([([], "count_all")]).to_pylist()}
-        lost = sum(max(0, committed - found.get(chunk, 0)) for chunk, committed in self.committer.chunks.items())
+        found: Counter[str] = Counter()
+        for batch in read_batches(self.prepared.table.require(), ["_chunk"], f"source = {quoted(self.prepared.reader.source)}"):
+            found.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch["_chunk"]).to_pylist()})
+        lost = sum(max(0, committed - found[chunk]) for chunk, committed in self.committer.chunks.items())
         if lost and self.committer.alone:
             raise Unproved(f"{lost} of the rows that were committed are not in {self.prepared.table.path()}; did something else delete them?")
 
@@ -433,5 +437,11 @@ def summary(prepared: Prepared) -> dict[str, Any]:
         "chunks": len(planned.chunks),
         "vanished": None if planned.vanished_ids is None else len(planned.vanished_ids),
         "vector_bytes": to_do(planned) * prepared.encoder.dim * (2 if prepared.table.dtype == "float16" else 4),
-        "by_suffix": dict(Counter(unit.rsplit(".", 1)[-1].lower() for unit in planned.listing["unit"].to_pylist()) if planned.listing else {}),
+        "by_suffix": {entry["values"]: entry["counts"] for entry in pc.value_counts(_suffixes(planned)).to_pylist()},
     }
+
+
+def _suffixes(planned: Plan) -> pa.ChunkedArray:
+    """What each unit's name ends in, after its last dot."""
+    units = planned.listing["unit"] if planned.listing else pa.chunked_array([], pa.string())
+    return pc.utf8_lower(pc.replace_substring_regex(units, r"(?s)^.*\.", ""))

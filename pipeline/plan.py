@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ConfigError
-from pipeline.known import CHANGED, UNCHANGED, Contents, hash64
+from pipeline.known import CHANGED, UNCHANGED, Contents, hash64, repeated, without
 from pipeline.readers import Reader
+from pipeline.sorting import sort_rows
 from schemas.items import LISTING, SLICE
 
 MAX_CHUNK_ROWS = 8192
@@ -89,13 +90,12 @@ def check_listing(listing: pa.Table) -> None:
     if 0 < listing["id"].null_count < listing.num_rows:
         raise ConfigError("the reader lists items and containers together; a listing is of one kind (all ids given, or none)")
     key = "unit" if listing["id"].null_count else "id"
-    if pc.count_distinct(listing[key]).as_py() < listing.num_rows:
-        repeated = listing.group_by(key).aggregate([(key, "count")]).filter(pc.field(f"{key}_count") > 1)[key][0]
-        raise ConfigError(f"the reader lists the {key} {str(repeated)!r} twice; it must be unique")
+    if twice := repeated(listing[key]):
+        raise ConfigError(f"the reader lists the {key} {min(twice)!r} twice; it must be unique")
 
 
 def _plan_files(listing: pa.Table, contents: Contents, fingerprint: str, chunk_rows: int | None) -> Plan:
-    listing = listing.sort_by("unit")
+    listing = sort_rows(listing, "unit")
     ids, versions = hash64(listing["id"]), hash64(listing["version"])
     codes = contents.classify(ids, versions)
     known_rejects = contents.is_rejected(ids, versions) & (codes != UNCHANGED)
@@ -109,7 +109,7 @@ def _plan_files(listing: pa.Table, contents: Contents, fingerprint: str, chunk_r
         rejected=int(known_rejects.sum()),
         changed=int((pending & (codes == CHANGED)).sum()),
         new=int((pending & (codes != CHANGED)).sum()),
-        vanished_ids=np.setdiff1d(known_ids, ids),
+        vanished_ids=without(known_ids, ids),
         listing=listing,
     )
 

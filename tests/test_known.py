@@ -1,11 +1,42 @@
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
-from pipeline.known import CHANGED, NEW, UNCHANGED, Known, hash64
+from pipeline import known as module
+from pipeline.known import CHANGED, NEW, UNCHANGED, Known, hash64, repeated, without
 
 
 def test_hashes_are_the_same_in_every_process():
     assert hash64(pa.array(["a", "photo 1.jpg", "ü"])).tolist() == [13950350942979735504, 6315197265963973221, 6689755093696353227]
+
+
+def test_hashes_do_not_depend_on_how_strings_lie_in_memory(monkeypatch):
+    """They are stored in receipts and in the names of chunks: hashed in small parts they must be what they were, hashed at once."""
+    monkeypatch.setattr(module, "HASHED_AT_ONCE", 7)
+    strings = [f"photo {i}" if i % 5 else None for i in range(100)]
+    expected = pd.util.hash_array(np.array(strings, object), categorize=False)
+    whole = pa.array(strings)
+    for values in (whole, pa.chunked_array([whole[:3], whole[3:3], whole[3:64], whole[64:]]), whole.dictionary_encode().cast(pa.string())):
+        assert hash64(values).tolist() == expected.tolist()
+    assert hash64(whole.slice(13, 40)).tolist() == expected[13:53].tolist()
+    assert len(hash64(pa.chunked_array([], pa.string()))) == 0
+
+
+def test_repeated_strings_are_counted_and_clashes_of_hashes_are_not_taken_for_them(monkeypatch):
+    strings = pa.array(["a", "b", "a", "c", "b", "a", "d"])
+    assert repeated(strings) == repeated(pa.chunked_array([strings[:2], strings[2:]])) == {"a": 3, "b": 2}
+    whole = module.hash64
+    monkeypatch.setattr(module, "hash64", lambda values: whole(values) % np.uint64(2))
+    assert repeated(strings) == {"a": 3, "b": 2}
+    assert repeated(pa.array(["a", "b", "c"])) == {}
+
+
+def test_without_agrees_with_numpy():
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 5, 400):
+        values, gone = (rng.integers(0, 300, size=n).astype(np.uint64) for n in (size, 200))
+        assert without(values, gone).tolist() == np.setdiff1d(values, gone).tolist()
+        assert without(values, gone[:0]).tolist() == np.unique(values).tolist()
 
 
 def test_classify_agrees_with_a_dictionary():

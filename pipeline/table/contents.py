@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import lance
@@ -14,30 +15,52 @@ from pipeline.plan import Note
 from pipeline.table.at import TableAt
 from schemas.rejects import PASSING
 
+READ_AHEAD_BYTES = 64 * 2**20
+
 
 def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: str) -> Contents:
-    """What the table and its rejects hold, with the rows of `source` told apart. Cost: a scan of ids and versions."""
+    """What the table and its rejects hold, with the rows of `source` told apart.
+
+    Cost: a scan of ids and versions; 40 bytes a row at its peak, of which 16 stay.
+    """
     own, others, rejected = Known(), Known(), Known()
     if dataset is not None:
-        rows = dataset.to_table(columns=["id", "_version", "source"])
-        mine = pc.equal(rows["source"], source)
-        _add(own, rows.filter(mine))
-        _add(others, rows.filter(pc.invert(mine)))
+        hashes = [(*_hashes(batch), _equals(batch["source"], source)) for batch in read_batches(dataset, ["id", "_version", "source"])]
+        _add(own, [(ids[mine], versions[mine]) for ids, versions, mine in hashes])
+        _add(others, [(ids[~mine], versions[~mine]) for ids, versions, mine in hashes])
+        del hashes
     rejects = at.open(".rejects")
     if rejects is not None:
         # A duplicate has the id, and may have the version, of the item that came first: that one must not pass for rejected.
-        rows = rejects.to_table(columns=["id", "_version", "reason"], filter=f"source = {quoted(source)} AND reason != 'duplicate_id'")
-        passing = pc.is_in(rows["reason"], pa.array(sorted(PASSING)))
-        _add(rejected, rows.filter(pc.invert(passing)))
-        again = hash64(rows["id"].filter(passing))
-        rejected.add(again, np.zeros(len(again), np.uint64))  # under no version: tried again, and forgotten once it is embedded
+        predicate = f"source = {quoted(source)} AND reason != 'duplicate_id'"
+        found = [(*_hashes(batch), _is_passing(batch["reason"])) for batch in read_batches(rejects, ["id", "_version", "reason"], predicate)]
+        _add(rejected, [(ids[~passing], versions[~passing]) for ids, versions, passing in found])
+        # Under no version: tried again, and forgotten once it is embedded.
+        _add(rejected, [(ids[passing], np.zeros_like(versions[passing])) for ids, versions, passing in found])
     units = unit_states(dataset, source=source) if dataset is not None else {}
     return Contents(own=own, others=others, rejected=rejected, version=dataset.version if dataset is not None else 0, units=units)
 
 
-def _add(known: Known, rows: pa.Table) -> None:
-    if rows.num_rows:
-        known.add(hash64(rows["id"]), hash64(rows["_version"]))
+def read_batches(dataset: lance.LanceDataset, columns: list[str], predicate: str | None = None) -> Iterator[pa.RecordBatch]:
+    """Rows batch by batch: the strings of all of them are ten times what is made of them, and Lance would read 2 GB ahead."""
+    return iter(dataset.scanner(columns=columns, filter=predicate, io_buffer_size=READ_AHEAD_BYTES).to_batches())
+
+
+def _hashes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+    return hash64(batch["id"]), hash64(batch["_version"])
+
+
+def _equals(values: pa.Array, text: str) -> np.ndarray:
+    return np.asarray(pc.fill_null(pc.equal(values, text), False).to_numpy(zero_copy_only=False))
+
+
+def _is_passing(reasons: pa.Array) -> np.ndarray:
+    return np.asarray(pc.is_in(reasons, pa.array(sorted(PASSING), pa.string())).to_numpy(zero_copy_only=False))
+
+
+def _add(known: Known, hashes: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    if hashes:
+        known.add(np.concatenate([ids for ids, _ in hashes]), np.concatenate([versions for _, versions in hashes]))
 
 
 def unit_states(dataset: lance.LanceDataset, *, source: str) -> dict[str, tuple[int, str]]:

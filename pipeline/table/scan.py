@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.known import hash64
+from pipeline.known import hash64, repeated_hashes
 from pipeline.progress import Meter
 from pipeline.table.findings import MAX_EXAMPLES
 from pipeline.vectorise import NORM_TOLERANCE
@@ -126,11 +126,10 @@ def _take(batch: pa.RecordBatch, result: Scan) -> None:
 
 def _duplicates(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], hashes: list[np.ndarray]) -> dict[str, int]:
     """Rows of each id that stands more than once. Equal hashes only say where to look: the ids themselves are compared."""
-    ordered = np.concatenate([np.empty(0, np.uint64), *hashes])
+    every = np.concatenate([np.empty(0, np.uint64), *hashes])
     hashes.clear()
-    ordered.sort()
-    suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    del ordered
+    suspects = repeated_hashes(every)
+    del every
     counts: Counter[str] = Counter()
     if len(suspects):
         for batch in dataset.scanner(columns=["id"], fragments=fragments).to_batches():

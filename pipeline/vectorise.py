@@ -1,5 +1,6 @@
 """Items to vectors: fetch, decode, prepare, encode. Every item ends as a vector or as a BadItem that says why not."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from pipeline.journal import Journal
 from pipeline.media import BadItem, Limits
 from schemas.items import encoder_schema
 
+log = logging.getLogger(__name__)
+
 FETCHED_AT_ONCE = 16
 """Encoded images that a thread holds at a time. Object stores are slow to answer, so more than one."""
 
@@ -23,6 +26,9 @@ MAX_BATCH_BYTES = 128 * 2**20
 
 TIMED_TOGETHER = 16
 """Of items that are worked on together, so many have `limits.item_timeout_s` each; the others are hoped to take less than that."""
+
+MACHINES_FAULT = ("out of memory", "not enough memory", "allocate memory", "cuda error", "cublas_status", "cudnn_status", "hip error")
+"""What the messages of torch and its devices hold where no item is to blame: memory, and a device that an earlier call has left broken."""
 
 NORM_TOLERANCE = 1e-2
 """How far from 1 the norm of a vector may be."""
@@ -34,6 +40,10 @@ Pixels = Callable[[dict[str, Any]], tuple[np.ndarray, dict[str, Any]]]
 
 class ContractBroken(RuntimeError):
     """The encoder or the reader does not do what its protocol says."""
+
+
+class MachineFault(RuntimeError):
+    """Memory or a device failed, and it may be no item's fault."""
 
 
 @dataclass
@@ -69,6 +79,7 @@ class Vectoriser:
 
     def __post_init__(self) -> None:
         self.inputs: frozenset[str] = getattr(self.encoder, "inputs", frozenset({"image", "text"}))
+        self._warned = False
 
     def __call__(self, items: pa.Table, journal: Journal) -> Outcome:
         """Vectors of `items` (ITEM rows), in their order. `journal` ends the process if an item hangs."""
@@ -84,6 +95,9 @@ class Vectoriser:
             ready[index] = image
             size += bytes_more
         self._encode_ready(items, ready, journal, outcome)
+        failures = [problem.__cause__ for problem in outcome.problems if problem is not None and problem.reason == "encode_failed"]
+        if n > 1 and len(failures) == n:  # not the items' fault
+            raise failures[0] or ContractBroken("the encoder failed on every item")
         return outcome
 
     def _encode_ready(self, items: pa.Table, ready: dict[int, np.ndarray | None], journal: Journal, outcome: Outcome) -> None:
@@ -136,9 +150,15 @@ class Vectoriser:
             yield index, prepared
 
     def _prepared(self, image: np.ndarray) -> tuple[np.ndarray, bytes | None]:
-        thumbnail = media.thumbnail(image, self.thumbnail_px) if self.thumbnail_px else None
-        prepare = getattr(self.encoder, "prepare", None)
-        return prepare(image) if prepare else image, thumbnail
+        """The prepared image and the thumbnail. Raises BadItem: an odd image is no reason to lose its neighbours."""
+        try:
+            thumbnail = media.thumbnail(image, self.thumbnail_px) if self.thumbnail_px else None
+            prepare = getattr(self.encoder, "prepare", None)
+            return prepare(image) if prepare else image, thumbnail
+        except BadItem:
+            raise
+        except Exception as error:
+            raise _failed(error, f"an image of {image.shape[1]} x {image.shape[0]} px") from error
 
     def _decode_one(self, item: str, text: str | None, data: bytes | BadItem | None, journal: Journal) -> tuple[np.ndarray | None, bytes | None]:
         """The prepared image and the thumbnail. Raises BadItem."""
@@ -196,7 +216,8 @@ class Vectoriser:
             raise
         except Exception as error:
             if batch.num_rows == 1:
-                return np.zeros((1, self.encoder.dim), np.float32), [BadItem("encode_failed", f"{type(error).__name__}: {error}")]
+                return np.zeros((1, self.encoder.dim), np.float32), [_failed(error, f"item {batch['id'][0]}")]
+            self._warn(batch.num_rows, error)
             singles = [self._encode(items.slice(i, 1), images[i : i + 1], journal) for i in range(batch.num_rows)]
             problems = [problem for _, [problem] in singles]
             if all(problem is not None for problem in problems):  # not the items' fault
@@ -213,3 +234,25 @@ class Vectoriser:
             raise ContractBroken(f"encode gave vectors of norm {norms[usable].min():.3f} to {norms[usable].max():.3f}; the norm must be 1")
         problem = BadItem("not_finite", "the encoder returned NaN, infinity or a zero vector")
         return vectors, [None if ok else problem for ok in usable]
+
+    def _warn(self, count: int, error: Exception) -> None:
+        """Once a worker: what goes through the encoder one by one takes many times as long."""
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "the encoder failed on %d items together (%s: %s) and gets them one by one, which is slow; if it wants for memory, "
+                "lower compute.batch_size or compute.threads (further failures are not told)",
+                *(count, type(error).__name__, error),
+            )
+
+
+def _failed(error: Exception, what: str) -> BadItem:
+    """What is wrong with an item that raised alone. Raises MachineFault if that may be the machine's fault."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(sign in said.lower() for sign in MACHINES_FAULT):
+        raise MachineFault(
+            f"{said}; met at {what}, taken alone: free memory, or lower compute.batch_size or compute.threads, and run again"
+        ) from error
+    bad = BadItem("encode_failed", said)
+    bad.__cause__ = error
+    return bad

@@ -60,3 +60,23 @@ def test_read_only_pixels_are_taken_and_left_alone():
     image.flags.writeable = False
     Resize(32, 32)(image)
     assert (image == copy).all()
+
+
+def test_an_image_of_extreme_shape_costs_what_its_middle_costs():
+    """1 x 65,500 px were scaled to 224 x 14,672,000 (9.9 GB), and cropped then."""
+    column = np.random.default_rng(0).integers(0, 256, (65_500, 1, 3), dtype=np.uint8)
+    resize = Resize(224, 224)
+    found = resize(column)
+    # A pixel becomes 224 rows, and the middle of the image is the border between its two middle pixels.
+    weights_of_two = resize(column[65_500 // 2 - 8 : 65_500 // 2 + 8])
+    np.testing.assert_array_equal(found, weights_of_two)
+    np.testing.assert_array_equal(resize(column.swapaxes(0, 1)), found.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("shape", [(3001, 10), (10, 3000), (31, 4000), (2, 4097)])
+def test_what_is_cut_off_beforehand_is_not_missed(photo, shape):
+    config = PreprocessCfg(size=64, mean=(0, 0, 0), std=(1, 1, 1))
+    theirs, ours = image_transform_v2(config, is_train=False), Resize.of(asdict(config))
+    image = photo.resize(shape)
+    found, wanted = ours(np.asarray(image)), theirs(image).permute(1, 2, 0).numpy() * 255
+    assert np.abs(found - wanted).mean() <= 0.5

@@ -79,6 +79,37 @@ def _blocks(entries: Iterator[tuple[str, Entry]]) -> Iterator[pa.RecordBatch]:
             raise ConfigError(f"a file's name is not UTF-8: {error.object!r}; rename it") from error
 
 
+def look(uri: str, storage_options: dict[str, Any] | None = None) -> dict[str, Entry]:
+    """One file, or the files that lie in one folder, not below it, with versions and bytes as `find` gives them; empty if there is no such place.
+
+    Raises what the disk or the store raises if it cannot say, with the store's own retries; CredentialsRefused where that is why.
+    """
+    if _is_local(uri):
+        path = _local(uri)
+        try:
+            status = os.stat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                return {path: _entry(status)}
+            with os.scandir(path) as entries:
+                return {name: found for entry in entries if not _hidden(entry.name) for name, found in _listed(entry)}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+    store, path = filesystem(uri, storage_options or {})
+    store.invalidate_cache()
+    try:
+        info = store.info(path)
+        if info["type"] == "file":
+            return {store.unstrip_protocol(info["name"]): _remote_entry(info)}
+        infos = store.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        check_credentials(error, uri)
+        raise
+    files = [info for info in infos if info["type"] == "file" and not info["name"].endswith("/")]
+    return {store.unstrip_protocol(info["name"]): _remote_entry(info) for info in files if not _hidden(info["name"].rpartition("/")[2])}
+
+
 def source_name(uri: str | Sequence[str]) -> str:
     """The canonical form of a place, or of several, joined by commas."""
     places = [uri] if isinstance(uri, str) else list(uri)

@@ -19,10 +19,11 @@ from pipeline import storage
 from pipeline.config import ConfigError, Model, nearest
 from pipeline.readers.kinds import convert, declared, plain
 from pipeline.slides.opening import SUFFIXES
-from pipeline.stores import filesystem
 from schemas.slides import TILE
 
 MIRAX_PARTS = (".dat", ".ini")
+File = tuple[str, int | None]
+"""Version and bytes of a file, or of a slide of several."""
 MAX_MPP, MIN_MPP = 20.0, 0.05
 """What a stated mpp of level 0 may be: the range in which a file's own is believed."""
 
@@ -93,10 +94,12 @@ class Inventory:
 
 def take_inventory(slides: Slides) -> Inventory:
     """List the slides, and join the metadata. Raises ConfigError for what the job file can fix."""
-    found = _slides_of(storage.find(slides.uri, suffixes=[*slides.suffixes, *MIRAX_PARTS], storage_options=slides.storage_options))
+    places = [slides.uri] if isinstance(slides.uri, str) else slides.uri
+    listing = storage.find(places, suffixes=[*slides.suffixes, *MIRAX_PARTS], storage_options=slides.storage_options)
+    files = {row["unit"]: (row["version"], row["bytes"]) for row in listing.to_pylist()}
+    found = _slides_of(files | _not_listed(files, places, slides.storage_options))
     if not found:
         raise ConfigError(f"{slides.source} has no files ending in {', '.join(slides.suffixes)}; correct slides.uri or slides.suffixes")
-    places = [slides.uri] if isinstance(slides.uri, str) else slides.uri
     ids = {uri: _slide_id(uri, places) for uri in found}
     _refuse_twins(ids)
     listed = [Listed(uri, ids[uri], version, size) for uri, (version, size) in sorted(found.items())]
@@ -105,25 +108,33 @@ def take_inventory(slides: Slides) -> Inventory:
     return _join(listed, slides.metadata, slides.storage_options)
 
 
-def _slides_of(found: pa.Table) -> dict[str, tuple[str, int | None]]:
+def _not_listed(files: Mapping[str, File], places: Sequence[str], storage_options: dict[str, Any] | None) -> dict[str, File]:
+    """The other files of slides that a glob or a file's own name has found by one file."""
+    whole = [storage.canonical(place) for place in places]
+    if not any(place in files or glob.has_magic(place) for place in whole):
+        return {}
+    folders = {storage.parent(uri) for uri in files if uri.lower().endswith(".dcm")} | {uri[:-5] for uri in files if uri.lower().endswith(".mrxs")}
+    below = [storage.look(folder, storage_options) for folder in sorted(folders)]
+    return {uri: file for found in below for uri, file in found.items() if uri.lower().endswith((".dcm", *MIRAX_PARTS))}
+
+
+def _slides_of(files: Mapping[str, File]) -> dict[str, File]:
     """Version and size of each slide: files of several parts put together."""
-    files = {row["unit"]: (row["version"], row["bytes"]) for row in found.to_pylist()}
     parts: dict[str, list[str]] = defaultdict(list)
+    mirax = {uri[:-5]: uri for uri in files if uri.lower().endswith(".mrxs")}
     for uri in files:
         lower = uri.lower()
         if lower.endswith(".dcm"):
             parts[storage.parent(uri)].append(uri)
         elif lower.endswith(MIRAX_PARTS):
-            folder = storage.parent(uri)
-            whole = next((whole for whole in (f"{folder}.mrxs", f"{folder}.MRXS") if whole in files), None)
-            if whole is not None:
-                parts[whole].append(uri)
+            if storage.parent(uri) in mirax:
+                parts[mirax[storage.parent(uri)]].append(uri)
         else:
             parts[uri].append(uri)
     return {slide: _together([files[uri] for uri in sorted(uris)]) for slide, uris in parts.items()}
 
 
-def _together(files: Sequence[tuple[str, int | None]]) -> tuple[str, int | None]:
+def _together(files: Sequence[File]) -> File:
     if len(files) == 1:
         return files[0]
     sizes = [size for _, size in files if size is not None]
@@ -132,16 +143,11 @@ def _together(files: Sequence[tuple[str, int | None]]) -> tuple[str, int | None]
 
 
 def version_now(uri: str, storage_options: dict[str, Any] | None) -> str | None:
-    """The version that an inventory taken now would give a slide; None if it is gone."""
-    if "://" in uri:
-        filesystem(uri, storage_options or {})[0].invalidate_cache()
-    folder = uri.removesuffix(".mrxs").removesuffix(".MRXS")
-    places = [uri, f"{folder}/*"] if folder != uri else [uri]
-    try:
-        found = storage.find(places, storage_options=storage_options)
-    except ConfigError:
-        return None
-    return _slides_of(found).get(uri, (None, None))[0]
+    """The version that an inventory taken now would give a slide; None if it is gone. A disk or store that cannot say raises."""
+    files = storage.look(uri, storage_options)
+    if uri.lower().endswith(".mrxs"):
+        files |= storage.look(uri[:-5], storage_options)
+    return _slides_of(files).get(uri, (None, None))[0]
 
 
 def _slide_id(uri: str, places: Sequence[str]) -> str:

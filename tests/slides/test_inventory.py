@@ -1,8 +1,11 @@
 """Which slides are listed, what they are called, and what is joined to them."""
 
+import errno
+import glob
 import os
 import pickle
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -49,6 +52,47 @@ def test_files_that_belong_together_are_one_slide_and_change_it(tmp_path):
         assert version_now(slide.uri, None) == slide.version
     os.remove(tmp_path / "m.mrxs")
     assert version_now(str(tmp_path / "m.mrxs"), None) is None
+
+
+@pytest.mark.parametrize("place", ["m.mrxs", "*.mrxs", "M*", "series/1.dcm", "series/*.dcm", "", "[ab]/x.mrxs"])
+def test_a_slide_of_several_files_has_one_version_however_it_is_named(tmp_path, place):
+    """Named by a file or a glob, its version was of that file alone; looked at again while its tiles were read, of all: it counted as replaced
+    on every run. A bracket in its path was taken for a glob's."""
+    root = tmp_path / "[case]"
+    for name in ("m.mrxs", "m/Slidedat.ini", "m/Data0000.dat", "m/below/Data0000.dat", "M2.MRXS", "M2/Slidedat.ini", "series/1.dcm", "series/2.dcm"):
+        touch(root / name)
+    touch(root / "[ab]" / "x.mrxs")
+    touch(root / "[ab]" / "x" / "Data0000.dat")
+    uri = str(root / place) if place in ("", "m.mrxs", "series/1.dcm") else f"{glob.escape(str(root))}/{place}"
+    if place == "[ab]/x.mrxs":
+        uri = str(root / place)
+    found = listed(uri=uri)
+    assert found
+    everything = {slide.uri: slide for slide in listed(uri=str(root)).values()}
+    for slide in found.values():
+        assert version_now(slide.uri, None) == slide.version == everything[slide.uri].version
+        assert slide.num_bytes == everything[slide.uri].num_bytes >= 2
+
+
+def test_a_slide_that_cannot_be_looked_at_is_not_gone(tmp_path, monkeypatch):
+    """A disk or a store that did not answer for a moment counted as a slide that was replaced, and the work on it was thrown away."""
+    slide = str(touch(tmp_path / "a.svs"))
+
+    def stale(path, *rest, **more):
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stale)
+        with pytest.raises(OSError, match="Stale"):
+            version_now(slide, None)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/case/a.svs", b"x")
+    assert version_now("memory:///case/a.svs", None)
+    assert version_now("memory:///case/b.svs", None) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(type(memory), "info", stale)
+        with pytest.raises(OSError, match="Stale"):
+            version_now("memory:///case/a.svs", None)
 
 
 def test_nothing_but_other_files_is_refused(tmp_path):

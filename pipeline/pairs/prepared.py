@@ -15,6 +15,9 @@ USES = b"tessera.uses"
 """Metadata: every column of the source and what it is used as, JSON."""
 
 
+MOST_INSTRUCTIONS = 20
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A Lance data set of PREPARED rows at `path`, and one of PAIR_REJECT rows. It pickles; a worker opens it itself."""
@@ -51,6 +54,15 @@ class Prepared:
     def keys(self) -> pa.Table:
         """What the order of rows depends on, in the rows' order: KEYS without the negatives', which only masks need."""
         return self.open().to_table(columns=[name for name in KEYS.names if name != "negative_keys"]).combine_chunks()
+
+    def instructions(self) -> dict[str, tuple[str, ...]]:
+        """Of the sides query and document, all that rows are told, "" where nothing, in their order; the first 20 where these are more."""
+        found: dict[str, dict[str, None]] = {"query": {}, "document": {}}
+        for batch in self.open().to_batches(columns=["instruction_q", "instruction_d"]):
+            for told, column in zip(found.values(), batch.columns, strict=True):
+                if len(told) < MOST_INSTRUCTIONS:
+                    told.update(dict.fromkeys(column.unique().to_pylist()))
+        return {side: tuple(told)[:MOST_INSTRUCTIONS] for side, told in found.items()}
 
     def take(self, rows: np.ndarray) -> pa.Table:
         """Rows by number, in the order given; a number may come twice (schema PREPARED)."""

@@ -140,6 +140,8 @@ def task_of(
     built(recipe.model, recipe.loss)
     parts = tuple(Part(prepare(dataset, at.prepared_at), dataset.weight) for dataset in data)
     held = tuple(prepare(dataset, at.prepared_at) for dataset in held_out)
+    told = _instructions([part.prepared for part in parts])
+    _warn_of(told, _instructions(held))
     plan = plan_of(parts, recipe.mixture)
     steps = recipe.optimisation.steps or plan.steps(recipe.optimisation.epochs)
     sources = tuple(DataSource(name=part.prepared.name, rows=part.prepared.num_rows()) for part in parts)
@@ -150,12 +152,33 @@ def task_of(
         held_out=held,
         steps=steps,
         folder=str(at.place),
-        card=Card(name=at.name, base=base, base_licence=at.base_licence, data=sources, settings=settings),
+        card=Card(name=at.name, base=base, base_licence=at.base_licence, data=sources, settings=settings, instructions=told),
         facts=Facts(at.name, steps, recipe.mixture.batch_size, _data_facts(plan, parts, held), settings),
         tensorboard=at.tensorboard,
         feeding=feeding,
         sharded=workers.sharding is not None,
     )
+
+
+def _instructions(data: Sequence[Prepared]) -> dict[str, tuple[str, ...]]:
+    """Of each side, all that rows of these data sets are told."""
+    found = [each.instructions() for each in data]
+    return {side: tuple(dict.fromkeys(told for each in found for told in each[side])) for side in ("query", "document")}
+
+
+def _warn_of(told: dict[str, tuple[str, ...]], held_out: dict[str, tuple[str, ...]]) -> None:
+    """An encoder is saved with one instruction a side: say where rows are trained, or measured, under another."""
+    for side, given in told.items():
+        if len(given) > 1:
+            log.warning(
+                "rows' %s side is told different instructions (%s): the saved encoder has none of them, but its own prompt (see model.args)",
+                side,
+                ", ".join(repr(each) for each in given[:3]),
+            )
+        elif other := [each for each in held_out[side] if each not in given]:
+            log.warning(
+                "held-out rows' %s side is told %r, those that are trained on %r; the encoder is saved with the latter", side, other[0], given[0]
+            )
 
 
 def _data_facts(plan: Plan, parts: Sequence[Part], held_out: Sequence[Prepared]) -> tuple[DataFacts, ...]:

@@ -116,8 +116,14 @@ class TrainSentence:
         return torch.cat(found)[torch.tensor(order).argsort().to(found[0].device)]
 
     def save(self, folder: Path, card: Card) -> str:
-        """An encoder for `pipeline.encoders.saved:open_encoder`, which sentence-transformers itself loads; an adapter is merged."""
-        return save_folder(folder, self._write, spec=FolderSpec(encoder="sentence", args={"dtype": self._dtype}), card=card).fingerprint
+        """An encoder for `pipeline.encoders.saved:open_encoder`, which sentence-transformers itself loads; an adapter is merged.
+
+        Its prompts are what rows were trained under: the instruction of all of a side, else the constructor's.
+        """
+        prompts = {side: card.instruction(side) or own for side, own in self._prompts.items()}
+        return save_folder(
+            folder, lambda part: self._write(part, prompts), spec=FolderSpec(encoder="sentence", args={"dtype": self._dtype}), card=card
+        ).fingerprint
 
     def _prompt(self, *, query: bool) -> str:
         own = self._prompts["query" if query else "document"]
@@ -130,7 +136,7 @@ class TrainSentence:
         model = self._loaded()
         return {"transformer": model.transformer, **({"dense": model.dense} if self._layout.dense else {})}
 
-    def _write(self, part: Path) -> None:
+    def _write(self, part: Path, prompts: Mapping[str, str | None]) -> None:
         self._copy_settings(part)
         for name, module in self._sides().items():
             module.eval()
@@ -144,7 +150,7 @@ class TrainSentence:
         whole.save_pretrained(part / self._layout.transformer)
         if not (part / "modules.json").is_file():
             _write_modules(part)
-        _update(part / "config_sentence_transformers.json", "prompts", {name: prompt for name, prompt in self._prompts.items() if prompt is not None})
+        _update(part / "config_sentence_transformers.json", "prompts", {name: prompt for name, prompt in prompts.items() if prompt is not None})
         if self._max_tokens is not None:
             _update(transformer_settings_file(part / self._layout.transformer), "max_seq_length", self._max_tokens)
 

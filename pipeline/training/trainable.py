@@ -41,7 +41,10 @@ class Trainable(Protocol):
         """Vectors (n, D) with gradient; a row's does not depend on the others."""
 
     def save(self, folder: Path, card: Card) -> str:
-        """Save an encoder that job files can name into a folder that is not there yet; its fingerprint."""
+        """Save an encoder that job files can name into a folder that is not there yet; its fingerprint.
+
+        `card.instruction` says what the rows of a side were told, where the encoder has prompts to save.
+        """
 
 
 @runtime_checkable

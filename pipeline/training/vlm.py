@@ -141,12 +141,25 @@ class TrainVlm:
         return read_layers(self._loaded(), list(rows), self._reading, self._spec.layers, self._head)
 
     def save(self, folder: Path, card: Card) -> str:
-        """An encoder for `pipeline.encoders.saved:open_encoder`, an adapter merged into its weights and kept beside them."""
+        """An encoder for `pipeline.encoders.saved:open_encoder`, an adapter merged into its weights and kept beside them.
+
+        Its prompt is what rows were trained under: the instruction of all of a side, else the constructor's.
+        """
         assert self._whole is not None, "load first"
         self._whole.eval()
         if self._checkpointing:
             self._loaded().model.gradient_checkpointing_disable()  # type: ignore[operator]
-        return save_encoder(folder, self._whole, preparer=self._preparer, spec=self._spec, card=card, head=self._head).fingerprint
+        return save_encoder(folder, self._whole, preparer=self._preparer, spec=self._told(card), card=card, head=self._head).fingerprint
+
+    def _told(self, card: Card) -> EncoderSpec:
+        """The spec with the instruction that all rows of a side were trained under, where there is one."""
+        prompt = self._spec.prompt
+        document = self._template.instruction if prompt.instruction is None else prompt.instruction
+        query = document if prompt.query_instruction is None else prompt.query_instruction
+        found = {"instruction": card.instruction("document") or document, "query_instruction": card.instruction("query") or query}
+        if found == {"instruction": document, "query_instruction": query}:
+            return self._spec
+        return self._spec.model_copy(update={"prompt": prompt.model_copy(update=found)})
 
     def _loaded(self) -> Backbone:
         assert self._backbone is not None, "load first"

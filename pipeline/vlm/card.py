@@ -44,6 +44,14 @@ class Card(Model):
     curves: tuple[str, ...] = ()
     """Pictures, by their path within the folder."""
 
+    instructions: dict[str, tuple[str, ...]] = {}
+    """Of the sides query and document, all that rows which were trained on are told; "" where the encoder's own prompt is what they have."""
+
+    def instruction(self, side: str) -> str | None:
+        """What all rows of a side are told; None where they differ, or are told nothing."""
+        told = self.instructions.get(side, ())
+        return told[0] if len(told) == 1 and told[0] else None
+
     def training(self) -> dict[str, Any]:
         """What a table keeps of the run that made an encoder: all but metrics and pictures; empty if nothing was trained."""
         if not self.data:
@@ -59,6 +67,7 @@ def card_text(card: Card, spec: EncoderSpec, *, sentence_transformers: str | Non
         f"An embedding encoder of {', '.join(_takes(spec))} that Tessera saved. Fingerprint: `{spec.fingerprint or UNKNOWN}`.\n",
         f"## Base and licence\n\n{card.base}, licence: {card.base_licence or UNKNOWN}.\n",
         _data(card),
+        _instructions(card),
         _table("Settings", ("setting", "value"), [*_flat(card.settings).items(), *_made(spec).items()]),
         _table("Metrics", ("metric", "value"), [(name, f"{value:.4g}") for name, value in card.metrics.items()]),
         _curves(card),
@@ -81,12 +90,19 @@ def folder_card_text(card: Card, kind: str, made: dict[str, Any]) -> str:
         f"An embedding encoder of {takes} that Tessera saved.\n",
         f"## Base and licence\n\n{card.base}, licence: {card.base_licence or UNKNOWN}.\n",
         _data(card),
+        _instructions(card),
         _table("Settings", ("setting", "value"), [*_flat(card.settings).items(), *_flat(made).items()]),
         _table("Metrics", ("metric", "value"), [(name, f"{value:.4g}") for name, value in card.metrics.items()]),
         _curves(card),
         f"## Use\n\nIn a job file of Tessera:\n\n```yaml\n{job}```\n\nIn Python, the same vectors once they are normalised: `{use}`.\n",
     ]
     return "\n".join(section for section in sections if section)
+
+
+def _instructions(card: Card) -> str:
+    """Where rows were told different things, what: the encoder has one prompt a side."""
+    rows = [(side, each or "the encoder's own") for side, told in card.instructions.items() if len(told) > 1 for each in told]
+    return _table("Instructions that rows were trained under, where they differ; the encoder has its own alone", ("side", "instruction"), rows)
 
 
 def _front_matter(card: Card, spec: EncoderSpec, *, loads: bool) -> str:

@@ -110,6 +110,23 @@ def test_what_is_saved_is_the_encoder_that_was_measured_best(place, whole):
     assert vectors.shape == (9, encoder.dim)
 
 
+def test_the_instruction_of_all_rows_is_saved_with_the_encoder_and_different_ones_are_told(place, caplog):
+    """Rows were trained and measured under their data set's instruction; the saved encoder lacked it, and its vectors were other ones."""
+    words = job_values(place, place / "model")["data"][0]
+    sections = {"optimisation": {"steps": 1}, "model": {"args": {"model": str(place / "model"), "prompt": {"instruction": "Own."}}}}
+    values = job_values(place, place / "model", name="told", **sections) | {"data": [words | {"instruction_q": "Find."}], "held_out": []}
+    task = _task(TrainJob.model_validate(values))
+    assert not caplog.records
+    Path(task.folder).mkdir(parents=True)
+    outcome = train(task, Folder(f"{task.folder}/checkpoints"), CPU)
+    lineage = open_encoder(outcome.encoder).lineage
+    assert (lineage["query_instruction"], lineage["instruction"]) == ("Find.", "Own.")
+    two = [words | {"instruction_q": "Find."}, words | {"name": "other", "instruction_q": "Search."}]
+    found = _task(TrainJob.model_validate(values | {"data": two}))
+    assert "query side is told different instructions ('Find.', 'Search.')" in caplog.text
+    assert found.card.instruction("query") is None and found.card.instructions["query"] == ("Find.", "Search.")
+
+
 def test_a_lora_adapter_is_trained_alone_and_comes_merged(place):
     model = {
         "target": "pipeline.training.vlm:TrainVlm",

@@ -118,6 +118,21 @@ def test_the_saved_folder_is_an_encoder_and_sentence_transformers_loads_it(folde
     assert np.abs(queries - Sentence(str(folder), query_prompt="a query : ").for_queries().encode(items_of(TEXTS))).max() > 1e-3
 
 
+def test_the_instruction_that_all_rows_were_trained_under_is_saved_as_the_prompt(folder, tmp_path):
+    """The encoder was trained and measured with the rows' instruction, and opened without it."""
+    model = loaded(folder, query_prompt="a query : ")
+    told = {"query": ("passage : ",), "document": ("the document : ", "")}
+    model.save(tmp_path / "encoder", CARD.model_copy(update={"instructions": told}))
+    encoder = open_encoder(str(tmp_path / "encoder"))
+    with torch.no_grad():
+        ours = without_dropout(model).embed([model.prepare(Told(Message(text), "passage : "), query=True) for text in TEXTS])
+    vectors = torch.nn.functional.normalize(ours, dim=1).numpy()
+    np.testing.assert_allclose(vectors, encoder.for_queries().encode(items_of(TEXTS)), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(items_of(TEXTS)), Sentence(str(folder)).encode(items_of(TEXTS)), atol=1e-5)
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    assert "| document | the document :  |" in card and "| document | the encoder's own |" in card and "| query | passage" not in card
+
+
 def test_a_plain_transformers_folder_becomes_one_of_sentence_transformers(bert, tmp_path):
     model = loaded(bert, query_prompt="query : ")
     model.save(tmp_path / "encoder", CARD)

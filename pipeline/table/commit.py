@@ -285,6 +285,8 @@ def _differs(stored: pa.Table, wanted: pa.Table, place: np.ndarray) -> np.ndarra
     other = np.zeros(have.num_rows, bool)
     for name in wanted.column_names:
         unequal = pc.not_equal(have[name], should[name])
+        if pa.types.is_floating(have[name].type):
+            unequal = pc.and_(unequal, pc.invert(pc.and_(pc.is_nan(have[name]), pc.is_nan(should[name]))))
         one_null = pc.not_equal(have[name].is_null(), should[name].is_null())
         other |= pc.coalesce(unequal, one_null).to_numpy()
     result = np.zeros(len(place), bool)

@@ -250,13 +250,15 @@ class Filling:
             self._commit()
 
     def _commit(self) -> None:
-        if self._waiting:
+        # Taken out first: what was committed in part, or by a commit whose answer was lost, must not be committed again. It stays staged,
+        # and the next run, which reads the table anew, adopts what is not in it.
+        waiting, self._waiting = self._waiting, []
+        if waiting:
             try:
                 commit = self.committer.commit if self.gate is None else functools.partial(self.gate.commit, self.committer)
-                commit(self._waiting)
-            except OSError as error:
-                raise JobFailed(f"a commit could not be written: {error}; earlier ones stay, and the next run adopts what is staged") from error
-            self._waiting = []
+                commit(waiting)
+            except Exception as error:
+                raise JobFailed(_broken_off(waiting, error)) from error
         self._committed_at = time.monotonic()
 
     def _stop_early(self) -> None:
@@ -353,11 +355,12 @@ class Filling:
 
     def _prove(self) -> None:
         """Count the committed chunks' rows in the table as it is now. Raises Unproved if some are missing and nobody else has written."""
+        dataset = self.prepared.table.require()
         found: Counter[str] = Counter()
-        for batch in read_batches(self.prepared.table.require(), ["_chunk"], f"source = {quoted(self.prepared.reader.source)}"):
+        for batch in read_batches(dataset, ["_chunk"], f"source = {quoted(self.prepared.reader.source)}"):
             found.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch["_chunk"]).to_pylist()})
         lost = sum(max(0, committed - found[chunk]) for chunk, committed in self.committer.chunks.items())
-        if lost and self.committer.alone:
+        if lost and self.committer.alone(dataset.version):
             raise Unproved(f"{lost} of the rows that were committed are not in {self.prepared.table.path()}; did something else delete them?")
 
     def close(self) -> EmbedReport:
@@ -373,6 +376,14 @@ class Filling:
         report.listed = max(planned.listed, done + report.failed)
         report.failed = report.listed - done  # a run that stopped early has not done the rest either
         return describe(report, self.prepared)
+
+
+def _broken_off(receipts: list[Receipt], error: Exception) -> str:
+    """Why a run ends at a commit, and what its counts cannot say."""
+    return (
+        f"a commit of {sum(receipt.rows for receipt in receipts)} rows broke off: {error}; earlier ones stay. Those of its rows that are in the "
+        "table and not counted here are unchanged to the next run, which adopts what is staged of the others"
+    )
 
 
 def embed_chunks(filling: Filling, compute: Compute) -> None:

@@ -79,14 +79,14 @@ class Committer:
 
     def __post_init__(self) -> None:
         self._fragments: set[int] = set()
+        self._versions: set[int] = set()
         if self.contents.version:
             planned = lance.dataset(self.at.path(), version=self.contents.version, storage_options=self.at.options)
             self._fragments = _fragment_ids(planned)
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other job has written rows since the plan, as far as is known."""
-        return len(self.foreign) == 0
+    def alone(self, version: int) -> bool:
+        """Whether every version of the table from this run's first commit to `version` is of this run."""
+        return all(number in self._versions for number in range(min(self._versions, default=version + 1), version + 1))
 
     def commit(self, receipts: list[Receipt]) -> None:
         """Make the receipts' rows part of the table, then forget the receipts. Those with an error are passed over."""
@@ -99,15 +99,15 @@ class Committer:
         self._account(receipts, inserted, replaced=False)
         replaced = swap.until_accepted(lambda: self._replace([receipt.changed for receipt in receipts]), self.at.path())
         self._account(receipts, replaced, replaced=True)
-        for receipt in receipts:
-            self.staging.delete_receipt(receipt.chunk)
+        self._forget(receipts)
 
     def delete(self, ids: list[str]) -> int:
         """Remove rows by id in one commit; returns how many there were."""
 
         def attempt() -> int:
             committed, removed = swap.delete(self.at.require(), ids, self.at.options)
-            self._committed(committed)
+            if removed:
+                self._committed(committed)
             return removed
 
         return swap.until_accepted(attempt, self.at.path())
@@ -124,8 +124,7 @@ class Committer:
         new, changed, done = swap.until_accepted(lambda: self._exchange(receipts, units, wanted), self.at.path())
         self._account(receipts, new, replaced=False)
         self._account(receipts, changed, replaced=True)
-        for receipt in receipts:
-            self.staging.delete_receipt(receipt.chunk)
+        self._forget(receipts)
         return done
 
     def _exchange(self, receipts: list[Receipt], units: list[str], wanted: pa.Table) -> tuple[list[_Fitted], list[_Fitted], Exchanged]:
@@ -180,6 +179,7 @@ class Committer:
 
     def _committed(self, dataset: lance.LanceDataset) -> None:
         self._fragments |= _fragment_ids(dataset)
+        self._versions.add(dataset.version)
         self.counts.commits += 1
 
     def _fit(self, parts: list[Staged], dataset: lance.LanceDataset) -> list[_Fitted]:
@@ -238,15 +238,14 @@ class Committer:
         refused = np.concatenate([receipt.before, hash64(receipt.rejects["id"])])
         self.refused.add(refused, np.zeros(len(refused), np.uint64))
         if receipt.unit is not None:
-            unit = self.units.setdefault(receipt.unit, [0, 0])
-            unit[0] += receipt.listed
             # What may pass by itself is left out: the counts then do not add up, and the container is read again by the next run.
-            unit[1] += rejected - sum(reason in PASSING for reason in receipt.rejects["reason"].to_pylist())
+            passing = sum(reason in PASSING for reason in receipt.rejects["reason"].to_pylist())
+            self.units.setdefault(receipt.unit, [0, 0])[1] += rejected - passing
             self.unread |= {receipt.unit} if receipt.unread else set()
 
     def _account(self, receipts: list[Receipt], fitted: list[_Fitted], *, replaced: bool) -> None:
         """Count what was committed, and record the duplicates that came to light."""
-        record_rejects(self.at, [f.duplicates for f in fitted])
+        # Counts of all receipts before anything that can fail: the rows are in the table.
         for receipt, f in zip(receipts, fitted, strict=True):
             rows = len(f.staged.ids)
             self.own.add(f.staged.ids, f.staged.versions)
@@ -260,7 +259,17 @@ class Committer:
             self.reasons.update(f.duplicates["reason"].to_pylist())
             if receipt.unit is not None:
                 self.units[receipt.unit][1] += f.duplicates.num_rows
+        record_rejects(self.at, [f.duplicates for f in fitted])
+        for f in fitted:
             self._forget_cured(f.staged)
+
+    def _forget(self, receipts: list[Receipt]) -> None:
+        """The receipts are committed whole: their containers have that much more, and what was staged is forgotten."""
+        for receipt in receipts:
+            if receipt.unit is not None:
+                self.units[receipt.unit][0] += receipt.listed
+        for receipt in receipts:
+            self.staging.delete_receipt(receipt.chunk)
 
     def _forget_cured(self, staged: Staged) -> None:
         """An item that was rejected before and is embedded now is a reject no more."""

@@ -78,7 +78,21 @@ def test_what_another_job_wrote_meanwhile_is_not_written_again(at):
     mine.commit([receipt_of(at, ["a", "b"], chunk="mine")])
     assert ids_in(at) == ["a", "b", "c"]
     assert (mine.counts.written, mine.counts.overtaken) == (1, 1)
-    assert not mine.alone
+    assert mine.alone(at.require().version)
+
+
+def test_who_is_alone_is_told_by_the_versions_since_the_first_commit(at):
+    """Another run's delete after our last commit was not noticed, and made a false alarm of lost rows."""
+    mine = committer(at)
+    assert mine.alone(at.require().version)
+    mine.commit([receipt_of(at, ["a"], chunk="1")])
+    mine.commit([receipt_of(at, ["b"], chunk="2")])
+    assert mine.delete(["nobody"]) == 0
+    assert mine.alone(at.require().version)
+    committer(at).delete(["a"])
+    assert not mine.alone(at.require().version)
+    mine.commit([receipt_of(at, ["c"], chunk="3")])
+    assert not mine.alone(at.require().version)
 
 
 def test_a_changed_row_takes_the_place_of_the_old_one(at):

@@ -1,0 +1,140 @@
+"""A run's driver when stores fail in its midst: what its report says is so, and the next run makes it good. Without Ray."""
+
+import pytest
+
+from jobs.embed import EmbedJob
+from pipeline.config import JobFailed
+from pipeline.fill import Filling, prepare
+from pipeline.report import EmbedReport
+from pipeline.table.at import TableAt
+from pipeline.table.commit import Committer
+from pipeline.table.stage import Staging
+from pipeline.work import ChunkWorker
+
+ITEMS = 24
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(ITEMS):
+        (folder / f"i{i:02}.txt").write_text(f"text number {i}")
+    return folder
+
+
+def job_of(tmp_path, folder, *, target="Lines", encoder="pipeline.encoders.hashing:Hashing", **sync):
+    return EmbedJob.model_validate(
+        {
+            "source": {"target": f"tests.sources:{target}", "args": {"uri": str(folder)}},
+            "encoder": {"target": encoder, "args": {"dim": 16}},
+            "table": {"uri": str(tmp_path / "db"), "name": "t"},
+            "limits": {"max_rejects": 1.0},
+            "sync": {"commit_every_s": 1000, **sync},
+        }
+    )
+
+
+def filling_of(job):
+    prepared = prepare(job.source, job.encoder, job.table, sync=job.sync, chunk_rows=8)
+    filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
+    filling.open()
+    return filling
+
+
+def work(filling):
+    """Receipts of the plan's chunks, embedded in this process."""
+    worker = ChunkWorker(filling.task(batch_size=4, threads=1))
+    return [worker(chunk.id, chunk.work) for chunk in filling.prepared.plan.chunks]
+
+
+def run(job):
+    """A whole run; its report."""
+    filling = filling_of(job)
+    filling.adopt(8)
+    filling.take(iter(work(filling)), workers=1)
+    filling.finish()
+    return filling.close()
+
+
+def due_at_the_last(receipts, filling):
+    """The receipts; with the last of them a commit of all is due, and the loop goes on after it."""
+    yield from receipts[:-1]
+    filling._committed_at = float("-inf")
+    yield receipts[-1]
+
+
+def ids_in(tmp_path):
+    return sorted(TableAt(uri=str(tmp_path / "db"), name="t").require().to_table(columns=["id"])["id"].to_pylist())
+
+
+def names():
+    return [f"i{i:02}" for i in range(ITEMS)]
+
+
+def adds_up(report):
+    return report.listed == report.unchanged + report.written + report.replaced + report.rejected + report.failed
+
+
+def test_a_commit_that_fails_when_its_rows_are_in_is_not_made_again(tmp_path, texts, monkeypatch):
+    """It was committed a second time on the way out: every row became a reject `duplicate_id`, for good, and counted twice."""
+    filling = filling_of(job_of(tmp_path, texts))
+    receipts = work(filling)
+    with monkeypatch.context() as store:
+        store.setattr(Staging, "delete_receipt", fails_at(1))
+        with pytest.raises(JobFailed, match="broke off"):
+            filling.take(due_at_the_last(receipts, filling), workers=1)
+    report = filling.close()
+    assert (report.written, report.rejected, report.failed, report.rejects) == (ITEMS, 0, 0, {})
+    assert ids_in(tmp_path) == names()
+    again = run(job_of(tmp_path, texts))
+    assert (again.unchanged, again.written, again.rejected) == (ITEMS, 0, 0)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_failure_between_two_receipts_of_one_commit_repeats_no_row(tmp_path, texts, monkeypatch, at):
+    """Those after it were in the table and not accounted for, and the same fragments went in again."""
+    filling = filling_of(job_of(tmp_path, texts))
+    receipts = work(filling)
+    with monkeypatch.context() as store:
+        store.setattr(Committer, "_forget_cured", fails_at(at))
+        with pytest.raises(JobFailed, match="broke off"):
+            filling.take(due_at_the_last(receipts, filling), workers=1)
+    report = filling.close()
+    assert ids_in(tmp_path) == names()
+    assert (report.written, report.failed, adds_up(report)) == (ITEMS, 0, True)
+    assert run(job_of(tmp_path, texts)).unchanged == ITEMS
+
+
+def test_ctrl_c_in_a_commit_leaves_each_row_once(tmp_path, texts, monkeypatch):
+    filling = filling_of(job_of(tmp_path, texts))
+    receipts = work(filling)
+    with monkeypatch.context() as store:
+        store.setattr(Committer, "_account", fails_at(1, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            filling.take(due_at_the_last(receipts, filling), workers=1)
+    assert ids_in(tmp_path) == names()
+    report = run(job_of(tmp_path, texts))
+    assert (report.unchanged, report.rejected, ids_in(tmp_path)) == (ITEMS, 0, names())
+
+
+def test_rows_that_another_run_deletes_after_the_last_commit_are_not_called_lost(tmp_path, texts):
+    """A run that took rows away between our last commit and our proof made the job fail with a false alarm."""
+    filling = filling_of(job_of(tmp_path, texts))
+    filling.take(iter(work(filling)), workers=1)
+    other = Committer(filling.prepared.table, filling.staging, filling.prepared.contents)
+    assert other.delete(["i03"]) == 1
+    filling.finish()
+    assert filling.close().written == ITEMS
+
+
+def fails_at(call, error=OSError("the store is away")):
+    """Something to put in a method's place that fails at its `call`-th call, and does nothing at the others."""
+    calls = []
+
+    def method(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise error
+
+    return method

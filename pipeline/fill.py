@@ -194,7 +194,8 @@ class Filling:
 
     def adopt(self, chunk_rows: int | None) -> None:
         """Commit what an earlier run staged."""
-        adopted = adopt(self.prepared.plan, self.staging, fingerprint=self.prepared.encoder.fingerprint, chunk_rows=chunk_rows)
+        p = self.prepared
+        adopted = adopt(p.plan, self.staging, p.contents, fingerprint=p.encoder.fingerprint, source=p.reader.source, chunk_rows=chunk_rows)
         if adopted:
             self.settle(adopted)
             self.report.adopted = sum(receipt.rows for receipt in adopted)

@@ -175,6 +175,7 @@ class ChunkWorker:
         return Receipt(
             chunk=chunk.id,
             fingerprint=self.task.fingerprint,
+            source=self.task.reader.source,
             listed=tally.listed,
             unchanged=tally.unchanged,
             rejected_before=tally.rejected_before,

@@ -4,6 +4,7 @@ Nothing staged is visible to a reader of the table. A receipt that was never com
 """
 
 import json
+import logging
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from lance.fragment import FragmentMetadata, write_fragments
 from pipeline.table.at import TableAt
 from pipeline.table.equality import same_rows
 from schemas.rejects import REJECT
+
+log = logging.getLogger(__name__)
 
 
 def _no_hashes() -> np.ndarray:
@@ -42,6 +45,8 @@ class Receipt:
 
     chunk: str
     fingerprint: str = ""
+    source: str = ""
+    """The source whose rows these are; receipts of older releases do not say."""
     listed: int = 0
     """Items of the chunk, all of them: unchanged + rejected_before + rows + rejects, or failed."""
     unchanged: int = 0
@@ -114,6 +119,15 @@ def _hashes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint64)
 
 
+def _parsed(name: str, data: bytes) -> Receipt | None:
+    """A receipt, or None if it was cut off, or another release wrote it: then its chunk is made again."""
+    try:
+        return Receipt.from_bytes(data)
+    except (pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s cannot be read and is passed over: %s: %s", name, type(error).__name__, error)
+        return None
+
+
 class Unproved(RuntimeError):
     """What was read back is not what was written."""
 
@@ -151,6 +165,7 @@ class Staging:
     def __init__(self, at: TableAt) -> None:
         if "://" not in at.staging:
             Path(at.staging).mkdir(parents=True, exist_ok=True)
+        self.at = at
         self._session = LanceFileSession(at.staging, storage_options=at.options)
         self._data = LanceFileSession(f"{at.path()}/data", storage_options=at.options)
 
@@ -167,7 +182,12 @@ class Staging:
             return None
         with tempfile.TemporaryDirectory() as folder:
             local = f"{folder}/file"
-            self._session.download_file(name, local)
+            try:
+                self._session.download_file(name, local)
+            except OSError:
+                if self._session.contains(name):
+                    raise
+                return None  # another job has deleted it this moment
             return Path(local).read_bytes()
 
     def delete(self, name: str) -> None:
@@ -189,8 +209,9 @@ class Staging:
 
     def receipts(self) -> list[Receipt]:
         """Every receipt that was not committed, or whose commit was not followed by its removal."""
-        found = (self.get(name) for name in self.names("receipts"))
-        return [Receipt.from_bytes(data) for data in found if data is not None]
+        found = ((name, self.get(name)) for name in self.names("receipts"))
+        receipts = [_parsed(name, data) for name, data in found if data is not None]
+        return [receipt for receipt in receipts if receipt is not None]
 
     def delete_receipt(self, chunk: str) -> None:
         """Forget a receipt: its rows are in the table, or will never be."""

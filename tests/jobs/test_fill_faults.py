@@ -2,78 +2,15 @@
 
 import pytest
 
-from jobs.embed import EmbedJob
 from pipeline.config import JobFailed
-from pipeline.fill import Filling, prepare
-from pipeline.report import EmbedReport
-from pipeline.table.at import TableAt
 from pipeline.table.commit import Committer
 from pipeline.table.stage import Staging
-from pipeline.work import ChunkWorker
-
-ITEMS = 24
+from tests.jobs.filling import ITEMS, adds_up, due_at_the_last, fails_at, filling_of, ids_in, job_of, names, run, some_texts, work
 
 
 @pytest.fixture
 def texts(tmp_path):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for i in range(ITEMS):
-        (folder / f"i{i:02}.txt").write_text(f"text number {i}")
-    return folder
-
-
-def job_of(tmp_path, folder, *, target="Lines", encoder="pipeline.encoders.hashing:Hashing", **sync):
-    return EmbedJob.model_validate(
-        {
-            "source": {"target": f"tests.sources:{target}", "args": {"uri": str(folder)}},
-            "encoder": {"target": encoder, "args": {"dim": 16}},
-            "table": {"uri": str(tmp_path / "db"), "name": "t"},
-            "limits": {"max_rejects": 1.0},
-            "sync": {"commit_every_s": 1000, **sync},
-        }
-    )
-
-
-def filling_of(job):
-    prepared = prepare(job.source, job.encoder, job.table, sync=job.sync, chunk_rows=8)
-    filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
-    filling.open()
-    return filling
-
-
-def work(filling):
-    """Receipts of the plan's chunks, embedded in this process."""
-    worker = ChunkWorker(filling.task(batch_size=4, threads=1))
-    return [worker(chunk.id, chunk.work) for chunk in filling.prepared.plan.chunks]
-
-
-def run(job):
-    """A whole run; its report."""
-    filling = filling_of(job)
-    filling.adopt(8)
-    filling.take(iter(work(filling)), workers=1)
-    filling.finish()
-    return filling.close()
-
-
-def due_at_the_last(receipts, filling):
-    """The receipts; with the last of them a commit of all is due, and the loop goes on after it."""
-    yield from receipts[:-1]
-    filling._committed_at = float("-inf")
-    yield receipts[-1]
-
-
-def ids_in(tmp_path):
-    return sorted(TableAt(uri=str(tmp_path / "db"), name="t").require().to_table(columns=["id"])["id"].to_pylist())
-
-
-def names():
-    return [f"i{i:02}" for i in range(ITEMS)]
-
-
-def adds_up(report):
-    return report.listed == report.unchanged + report.written + report.replaced + report.rejected + report.failed
+    return some_texts(tmp_path)
 
 
 def test_a_commit_that_fails_when_its_rows_are_in_is_not_made_again(tmp_path, texts, monkeypatch):
@@ -126,15 +63,3 @@ def test_rows_that_another_run_deletes_after_the_last_commit_are_not_called_lost
     assert other.delete(["i03"]) == 1
     filling.finish()
     assert filling.close().written == ITEMS
-
-
-def fails_at(call, error=OSError("the store is away")):
-    """Something to put in a method's place that fails at its `call`-th call, and does nothing at the others."""
-    calls = []
-
-    def method(*arguments, **settings):
-        calls.append(arguments)
-        if len(calls) == call:
-            raise error
-
-    return method

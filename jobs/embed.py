@@ -11,9 +11,9 @@ from typing import Any
 from pipeline import command
 from pipeline.compute import Compute
 from pipeline.config import JobFailed, Model, Ref
-from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, nothing_to_do, prepare, summary, unchanged_report
+from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, nothing_to_do, prepare, summary, unchanged_report, workers
 from pipeline.media import Limits
-from pipeline.report import EmbedReport, problem_of
+from pipeline.report import EmbedReport, cause_of, problem_of
 from pipeline.table.ledger import record_run
 
 
@@ -49,8 +49,8 @@ def run(job: EmbedJob) -> EmbedReport:
     report.seconds = round(time.perf_counter() - started, 2)
     try:
         _record(job, prepared, report.status, command.to_plain(report))
-    except OSError as error:  # a full disk, most likely: the report must come out all the same
-        problem = problem or f"the run could not be written into the ledger: {error}"
+    except Exception as error:  # a full disk, most likely: the report must come out all the same
+        problem = problem or f"the run could not be written into the ledger: {cause_of(error)}"
         report.status = "failed"
     if problem:
         raise JobFailed(problem, report)
@@ -63,17 +63,13 @@ def _prepare(job: EmbedJob) -> Prepared:
 
 def _fill(job: EmbedJob, prepared: Prepared) -> tuple[EmbedReport, str | None]:
     filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
-    filling.open()
-    _record(job, prepared, "started", None)
-    problem = None
-    try:
+    with workers(job.compute, wanted=bool(prepared.plan.chunks)) as fit, filling.reporting():
+        filling.open()
+        _record(job, prepared, "started", None)
         filling.adopt(job.compute.chunk_rows)
-        if prepared.plan.chunks:
-            embed_chunks(filling, job.compute)
+        embed_chunks(filling, fit)
         filling.finish()
-    except JobFailed as error:
-        problem = str(error)
-    return filling.close(), problem
+    return filling.close(), filling.problem
 
 
 def _record(job: EmbedJob, prepared: Prepared, status: str, report: dict[str, Any] | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import command
 from pipeline.config import JobFailed
+from pipeline.report import cause_of
 from pipeline.slides.report import SlidesReport, problem_of
 from pipeline.slides.run import SlidesJob, Work, list_slides, run_slides, summary
 from pipeline.table.ledger import record_run
@@ -27,19 +28,28 @@ def run(job: SlidesJob) -> SlidesReport:
     """Bring the tables up to date with the slides. Raises ConfigError before work starts, JobFailed with the report after."""
     started = time.perf_counter()
     work = list_slides(job)
-    if work.comparison.jobs:
-        _record(job, work, "started", None)
-    report, problem = run_slides(job, work, started)
+    report, problem = run_slides(job, work, started, begin=lambda: _record(job, work, "started", None))
     problem = problem or problem_of(report, job.limits)
-    if job.page is not None:
-        from pipeline.slides.page import write_page_of  # OpenCV and fonts: only a run that draws pays for them
-
-        report.page = str(write_page_of(job.table, source=job.slides.source, folder=Path(job.page), grids=job.grids, run=work.look.run))
+    try:
+        if job.page is not None:
+            report.page = _write_page(job, Path(job.page), work)
+    except Exception as error:  # the report must come out all the same
+        problem = problem or f"the page could not be written: {cause_of(error)}"
     report.status = report.tiles.status = "failed" if problem else "done"
-    _record(job, work, report.status, command.to_plain(report))
+    try:
+        _record(job, work, report.status, command.to_plain(report))
+    except Exception as error:
+        problem = problem or f"the run could not be written into the ledger: {cause_of(error)}"
+        report.status = report.tiles.status = "failed"
     if problem:
         raise JobFailed(problem, report)
     return report
+
+
+def _write_page(job: SlidesJob, folder: Path, work: Work) -> str:
+    from pipeline.slides.page import write_page_of  # OpenCV and fonts: only a run that draws pays for them
+
+    return str(write_page_of(job.table, source=job.slides.source, folder=folder, grids=job.grids, run=work.look.run))
 
 
 def _record(job: SlidesJob, work: Work, status: str, report: dict[str, Any] | None) -> None:

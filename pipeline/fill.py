@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import lance
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pydantic
 
 from pipeline.adopt import adopt
-from pipeline.compute import Compute, sizes
+from pipeline.compute import Compute, Sizes, sizes
 from pipeline.config import ConfigError, JobFailed, Model, Ref, nearest
 from pipeline.encoders import Encoder
 from pipeline.known import Contents, hash64
@@ -29,9 +29,9 @@ from pipeline.media import Limits
 from pipeline.plan import Note, Plan, plan
 from pipeline.progress import Meter
 from pipeline.readers import Reader
-from pipeline.report import EmbedReport, too_many_rejects
+from pipeline.report import EmbedReport, cause_of, too_many_rejects
 from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
-from pipeline.table.commit import Committer
+from pipeline.table.commit import Committed, Committer
 from pipeline.table.contents import quoted, read_batches, read_contents, read_notes, unit_states
 from pipeline.table.ledger import record_model, record_notes
 from pipeline.table.rejects import forget_rejects, rejects_of
@@ -160,6 +160,22 @@ class Filling:
     """None: every receipt is committed as it comes."""
     excused: frozenset[str] = frozenset()
     """Reasons of rejects that do not end a run early: they are the data's fault, and everything is to be tried."""
+    problem: str | None = field(default=None, init=False)
+    """Why the run is not complete."""
+    opened: bool = field(default=False, init=False)
+    """Whether the table is there and may have been written to."""
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Whatever goes wrong becomes `problem`, so that the report comes out. Only a ConfigError before the table is open passes."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, ConfigError) and not self.opened:
+                raise
+            if not isinstance(error, JobFailed):
+                log.exception("the run ends early")
+            self.problem = cause_of(error)
 
     def open(self) -> None:
         """Make the table if need be, prove the engine, write down the model."""
@@ -174,6 +190,7 @@ class Filling:
         self.changed_units: dict[str, str] = {}
         """Containers that were replaced or taken away meanwhile, and what was found."""
         self._committed_at = time.monotonic()
+        self.opened = True
 
     def task(self, *, batch_size: int, threads: int) -> Task:
         """What the workers are told."""
@@ -367,40 +384,56 @@ class Filling:
     def close(self) -> EmbedReport:
         """The report with all counts in it."""
         report, planned = self.report, self.prepared.plan
-        counts = self.committer.counts
+        counts = self.committer.counts if self.opened else Committed()
         report.unchanged = planned.unchanged + counts.unchanged
         report.written, report.replaced = counts.written, counts.replaced
         report.rejected = planned.rejected + counts.rejected
         report.overtaken, report.commits = counts.overtaken, counts.commits
-        report.rejects = dict(self.committer.reasons)
+        report.rejects = dict(self.committer.reasons) if self.opened else {}
         done = report.unchanged + report.written + report.replaced + report.rejected
         report.listed = max(planned.listed, done + report.failed)
         report.failed = report.listed - done  # a run that stopped early has not done the rest either
-        return describe(report, self.prepared)
+        try:
+            return describe(report, self.prepared)
+        except (ConfigError, OSError, ValueError):  # the store is away: the counts must come out all the same
+            log.exception("the table cannot be read")
+            report.rows_in_table = report.table_version = None
+            return report
 
 
 def _broken_off(receipts: list[Receipt], error: Exception) -> str:
     """Why a run ends at a commit, and what its counts cannot say."""
     return (
-        f"a commit of {sum(receipt.rows for receipt in receipts)} rows broke off: {error}; earlier ones stay. Those of its rows that are in the "
-        "table and not counted here are unchanged to the next run, which adopts what is staged of the others"
+        f"a commit of {sum(receipt.rows for receipt in receipts)} rows broke off: {cause_of(error)}; earlier ones stay. Those of its rows that are "
+        "in the table and not counted here are unchanged to the next run, which adopts what is staged of the others"
     )
 
 
-def embed_chunks(filling: Filling, compute: Compute) -> None:
-    """Give the plan's chunks to the workers, and take what they bring."""
-    from pipeline.embed import cluster_nodes, embed, running_ray  # ray: only a run that has work pays for it
+@contextlib.contextmanager
+def workers(compute: Compute, *, wanted: bool) -> Iterator[Sizes | None]:
+    """Ray, and what it can carry; None if it is not `wanted`. Raises ConfigError, so it is entered before anything is written."""
+    if not wanted:
+        yield None
+        return
+    from pipeline.embed import cluster_nodes, running_ray  # ray: only a run that has work pays for it
 
     with running_ray(compute):
-        fit = sizes(compute, cluster_nodes())
+        yield sizes(compute, cluster_nodes())
+
+
+def embed_chunks(filling: Filling, fit: Sizes | None) -> None:
+    """Give the plan's chunks to the workers, and take what they bring."""
+    from pipeline.embed import embed
+
+    if fit is not None and filling.prepared.plan.chunks:
         task = filling.task(batch_size=fit.batch_size, threads=fit.threads)
         filling.take(embed(filling.prepared.plan.chunks, task, fit), workers=fit.actors * fit.threads)
 
 
 def describe(report: EmbedReport, prepared: Prepared) -> EmbedReport:
     """Fill in what the table says."""
-    dataset = prepared.table.open()
     report.run, report.table, report.fingerprint = prepared.run, prepared.table.path(), prepared.encoder.fingerprint
+    dataset = prepared.table.open()
     report.rows_in_table = dataset.count_rows() if dataset is not None else 0
     report.table_version = dataset.version if dataset is not None else 0
     return report

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.config import ConfigError, JobFailed
 from pipeline.media import Limits
 
 
@@ -20,8 +21,8 @@ class EmbedReport:
     replaced: int = 0
     rejected: int = 0
     failed: int = 0
-    vanished: int | None = 0
-    """Rows whose item is no longer listed; null if part of the source failed."""
+    vanished: int | None = None
+    """Rows whose item is no longer listed; null if part of the source failed, or the run ended before they were looked for."""
     unread: int = 0
     """Containers that could not be read whole: their rows stay, and the next run tries them again."""
     deleted: int = 0
@@ -33,8 +34,9 @@ class EmbedReport:
     """This run's new rejects, by reason."""
     errors: list[str] = field(default_factory=list)
     """Why chunks failed."""
-    rows_in_table: int = 0
-    table_version: int = 0
+    rows_in_table: int | None = 0
+    """Null if the table could not be read at the end."""
+    table_version: int | None = 0
     commits: int = 0
     seconds: float = 0.0
     seconds_to_first_chunk: float | None = None
@@ -54,6 +56,14 @@ def problem_of(report: EmbedReport, limits: Limits) -> str | None:
     if report.rejected > limits.max_rejects * report.listed:
         return too_many_rejects(report.rejected, report.listed, limits)
     return None
+
+
+def cause_of(error: Exception) -> str:
+    """Why a run ended, in one line. Ray's errors carry the worker's traceback, with its cause in the last line."""
+    if isinstance(error, ConfigError | JobFailed):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if len(lines) > 1 else f"{type(error).__name__}: {error}"
 
 
 def too_many_rejects(rejected: int, listed: int, limits: Limits) -> str:

@@ -138,6 +138,13 @@ class Faulty(Hashing):
         return True
 
 
+class TooLarge(Hashing):
+    """Hashing that no worker can load."""
+
+    def load(self) -> None:
+        raise MemoryError("the weights do not fit")
+
+
 class DiesAfterStaging(Hashing):
     """Hashing whose worker is killed once, after it has written a fragment and before it has written the receipt."""
 

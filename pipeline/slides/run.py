@@ -3,7 +3,6 @@
 Whatever interrupts it, the table holds whole slides only, and the next run goes on from what is surveyed, committed and staged.
 """
 
-import contextlib
 import logging
 import time
 import uuid
@@ -14,13 +13,14 @@ from typing import Any
 
 import pydantic
 
-from pipeline.compute import Compute
-from pipeline.config import ConfigError, JobFailed, Model, Ref
+from pipeline.compute import Compute, Sizes
+from pipeline.config import ConfigError, Model, Ref
 from pipeline.encoders import Encoder
-from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, encoder_for, prepare_of, unchanged_report
+from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, encoder_for, prepare_of, unchanged_report, workers
 from pipeline.plan import Plan
 from pipeline.progress import Meter
 from pipeline.readers.slides import Tiles
+from pipeline.report import cause_of
 from pipeline.slides.current import WITH_TILES, Comparison, Row, compare, identify
 from pipeline.slides.handles import Cache
 from pipeline.slides.inventory import Inventory, Slides, take_inventory
@@ -94,6 +94,8 @@ class Work:
     comparison: Comparison
     touched: set[str] = field(default_factory=set)
     """Slides that this run deals with."""
+    begun: bool = False
+    """Whether the run is in the ledger, and may have written something."""
 
 
 def list_slides(job: SlidesJob) -> Work:
@@ -226,33 +228,30 @@ def nothing_to_do(tiling: Tiling) -> bool:
     return not tiling.groups and not (tiling.work.job.sync.vanished == "delete" and _rows_of_deleted(tiling))
 
 
-def fill_tiles(tiling: Tiling, report: SlidesReport) -> str | None:
-    """Embed and commit; returns why the run is not complete, or None."""
+def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str | None:
+    """Embed and commit; returns why the run is not complete, or None. `fit`: None if no tile is to be embedded."""
     job, prepared, groups = tiling.work.job, tiling.prepared, tiling.groups
     contents = prepared.contents
     assert isinstance(prepared.reader, Tiles)
     gate = WholeSlides(groups, prepared.reader, contents, parts=not job.sync.whole)
     filling = Filling(prepared, job.encoder, job.limits, job.sync, report.tiles, gate=gate, excused=frozenset({"corrupt_tile"}))
-    filling.open()
-    problem = None
-    try:
+    with filling.reporting():
+        filling.open()
         filling.adopt(None)
         known = {unit for group in groups for unit in group.units if any(place in contents.units for place in group.places)}
         filling.settle(settled_already(prepared.plan, prepared.reader, contents, sorted(known & _left(prepared.plan))))
-        if prepared.plan.chunks:
-            embed_chunks(filling, job.compute)
+        embed_chunks(filling, fit)
         for unit in filling.changed_units:
             gate.forget(filling.committer, unit)
         for group in groups:
             if not group.units:
                 gate.exchange(filling.committer, group, [])
         filling.end(vanished=None if report.tiles.failed else _rows_of_deleted(tiling))
-    except JobFailed as error:
-        problem = str(error)
     report.tiles = filling.close()
     report.removed, report.revised = gate.removed, gate.revised
-    _settle(tiling, list(prepared.plan.units), lambda row: _outcome(row, tiling, filling, gate))
-    return problem
+    if filling.opened:
+        _settle(tiling, list(prepared.plan.units), lambda row: _outcome(row, tiling, filling, gate))
+    return filling.problem
 
 
 def settle_complete(tiling: Tiling) -> None:
@@ -350,37 +349,55 @@ def _bad_tiles(uri: str, tiling: Tiling) -> list[str]:
     return [] if rejects is None else bad_tiles(rejects.to_table(filter=where, limit=BAD_TILES))
 
 
-def finish(tiling: Tiling, report: SlidesReport) -> None:
+def finish(work: Work, report: SlidesReport) -> None:
     """The counts of slides."""
-    work = tiling.work
-    report.run, report.table = work.look.run, tiling.prepared.table.path()
+    report.run, report.table = work.look.run, work.job.table.path()
     report.unmatched = list(work.inventory.unmatched[:10])
-    count(report, list(tiling.rows.values()), touched=frozenset(work.touched))
+    rows = slide_rows(work.job.table, source=work.look.source, columns=SMALL)
+    count(report, rows, touched=frozenset(work.touched | {row["id"] for row in rows if row["run"] == work.look.run}))
 
 
-def run_slides(job: SlidesJob, work: Work, started: float) -> tuple[SlidesReport, str | None]:
-    """Survey, embed, settle. Returns the report, and why the run is not complete."""
+def run_slides(job: SlidesJob, work: Work, started: float, *, begin: Callable[[], None]) -> tuple[SlidesReport, str | None]:
+    """Survey, embed, settle. Returns the report, and why the run is not complete. `begin` is called before anything is written."""
     report, problem = SlidesReport(), None
-    with _ray(work):
-        survey_slides(work, report)
-        tiling = plan_tiles(work)
-        settle_complete(tiling)
-        if nothing_to_do(tiling):
-            report.tiles = describe(unchanged_report(tiling.prepared), tiling.prepared)
-        else:
-            problem = fill_tiles(tiling, report)
-    finish(tiling, report)
+    try:
+        problem = _carry_out(work, report, begin)
+    except Exception as error:
+        if isinstance(error, ConfigError) and not work.begun:
+            raise
+        log.exception("the run ends early")
+        problem = cause_of(error)
+    try:
+        finish(work, report)
+    except (ConfigError, OSError, ValueError) as error:  # the store is away: what is known must come out all the same
+        problem = problem or cause_of(error)
     report.seconds = round(time.perf_counter() - started, 2)
     return report, problem
 
 
-def _ray(work: Work) -> contextlib.AbstractContextManager[None]:
-    """Ray from the survey to the last tile, if there is a survey."""
-    if not work.comparison.jobs:
-        return contextlib.nullcontext()
-    from pipeline.embed import running_ray  # ray: only a run that has work pays for it
+def _carry_out(work: Work, report: SlidesReport, begin: Callable[[], None]) -> str | None:
+    compute, jobs = work.job.compute, work.comparison.jobs
+    # Ray from the survey to the last tile, if there is a survey.
+    with workers(compute, wanted=bool(jobs)):
+        if jobs:
+            _begin(work, begin)
+        survey_slides(work, report)
+        tiling = plan_tiles(work)
+        idle = nothing_to_do(tiling)
+        with workers(compute, wanted=bool(tiling.prepared.plan.chunks)) as fit:
+            if not idle or any(row["status"] == "surveyed" for row in tiling.rows.values()):
+                _begin(work, begin)
+            settle_complete(tiling)
+            if not idle:
+                return fill_tiles(tiling, report, fit)
+        report.tiles = describe(unchanged_report(tiling.prepared), tiling.prepared)
+    return None
 
-    return running_ray(work.job.compute)
+
+def _begin(work: Work, begin: Callable[[], None]) -> None:
+    if not work.begun:
+        begin()
+        work.begun = True
 
 
 def summary(work: Work) -> dict[str, Any]:

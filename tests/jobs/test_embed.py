@@ -11,9 +11,12 @@ from jobs import embed
 from jobs.embed import EmbedJob, plan, run
 from pipeline.config import ConfigError, JobFailed, Ref
 from pipeline.encoders.hashing import Hashing
+from pipeline.fill import Filling
 from pipeline.table.at import TableAt
 from pipeline.table.commit import Committer
-from pipeline.table.stage import Staging
+from pipeline.table.stage import Staging, Unproved
+from pipeline.table.swap import EngineRefused
+from tests.jobs.filling import fails_at
 from tests.sources import items
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -366,3 +369,49 @@ def test_a_disk_that_fills_up_ends_in_a_report(tmp_path, texts, monkeypatch):
     report = failure.value.report
     assert (report.status, report.written, report.failed, adds_up(report)) == ("failed", 0, 30, True)
     assert run(job_of(tmp_path, texts)).adopted == 30
+
+
+@pytest.mark.parametrize("compute", [{"gpus": 1}, {"cpus": 999}])
+def test_a_machine_that_cannot_hold_a_worker_is_found_before_anything_is_written(tmp_path, texts, compute):
+    """The table was made and the run put down as started, and then the command said that nothing had run."""
+    with pytest.raises(ConfigError, match=r"compute\.gpus"):
+        run(job_of(tmp_path, texts, compute=compute))
+    assert not (tmp_path / "db").exists()
+
+
+def failed(job, *, match):
+    """The report of a run that fails, and its rows in the ledger."""
+    with pytest.raises(JobFailed, match=match) as failure:
+        run(job)
+    report = failure.value.report
+    assert (report.status, adds_up(report), report.vanished) == ("failed", True, None)
+    return report, [(r["run"], r["status"]) for r in job.table.open(".runs").to_table().to_pylist()]
+
+
+def test_a_worker_that_cannot_start_ends_the_run_with_a_report_that_says_why(tmp_path, texts):
+    """It was a traceback of Ray's, without a report."""
+    report, ledger = failed(job_of(tmp_path, texts, encoder={"target": "tests.sources:TooLarge", "args": {"dim": 16}}), match="do not fit")
+    assert (report.failed, report.rows_in_table) == (30, 0)
+    assert ledger == [(report.run, "started"), (report.run, "failed")]
+
+
+@pytest.mark.parametrize("step", ["adopt", "finish"])
+@pytest.mark.parametrize("error", [ConfigError("cannot open the table: the store is away"), Unproved("rows are lost"), KeyError("a bug")])
+def test_whatever_goes_wrong_once_work_has_begun_ends_in_a_report(tmp_path, texts, monkeypatch, step, error):
+    """A store that failed after hours was called a configuration error, and nothing was said of what had been done."""
+    monkeypatch.setattr(Filling, step, fails_at(1, error))
+    report, ledger = failed(job_of(tmp_path, texts), match=str(error).strip("'"))
+    assert report.written == (0 if step == "adopt" else 30)
+    assert ledger == [(report.run, "started"), (report.run, "failed")]
+
+
+def test_an_engine_that_is_refused_ends_in_a_report(tmp_path, texts, monkeypatch):
+    monkeypatch.setattr("pipeline.fill.self_test", fails_at(1, EngineRefused("accepted a stale commit")))
+    report, ledger = failed(job_of(tmp_path, texts), match="stale commit")
+    assert (report.failed, report.table_version, [status for _, status in ledger]) == (30, 0, ["failed"])
+
+
+def test_a_table_that_cannot_be_read_at_the_end_does_not_cost_the_report(tmp_path, texts, monkeypatch):
+    monkeypatch.setattr("pipeline.fill.describe", fails_at(1, ConfigError("cannot open the table")))
+    report = run(job_of(tmp_path, texts))
+    assert (report.written, report.rows_in_table, report.table_version) == (30, None, None)

@@ -26,7 +26,7 @@ from pipeline.known import CHANGED, UNCHANGED, Contents, Known, hash64
 from pipeline.media import Limits
 from pipeline.readers import Reader, UnitChanged
 from pipeline.room import Room
-from pipeline.table.at import TableAt
+from pipeline.table.at import TableAt, fingerprint_of
 from pipeline.table.stage import Receipt, Staged, Staging, stage_rows
 from pipeline.vectorise import TIMED_TOGETHER, ContractBroken, Vectoriser
 from schemas.rejects import REJECT
@@ -119,7 +119,7 @@ class ChunkWorker:
         storage_options = getattr(task.reader, "storage_options", None) or {}
         pixels = getattr(task.reader, "pixels", None)
         self._vectorise = Vectoriser(self.encoder, task.limits, task.thumbnail_px, storage_options, pixels)
-        self._dataset = lance.dataset(task.at.path(), version=task.version, storage_options=task.at.options)
+        self._dataset = _open_version(task)
         self._staging = Staging(task.at)
         self._pool = ThreadPoolExecutor(task.threads, thread_name_prefix="embed")
         self._watchdog = Watchdog()
@@ -127,15 +127,18 @@ class ChunkWorker:
 
     def __call__(self, chunk: str, work: pa.Table) -> Receipt:
         """The receipt of a chunk; its `error` is set if the whole chunk failed. `work`: rows of a listing, or one slice."""
-        # Of this run alone: that a run was stopped, or another one has the same chunk in hand, says nothing about the items.
-        journal = Journal(self._staging, f"{self.task.run}-{chunk}", self._watchdog)
-        # A chunk whose worker has died before goes alone: another death must name its cause.
-        with self._room.whole() if journal.tries else self._room.place():
-            journal.begin()
-            return self._attempt(chunk, work, journal)
+        try:
+            # Of this run alone: that a run was stopped, or another one has the same chunk in hand, says nothing about the items.
+            journal = Journal(self._staging, f"{self.task.run}-{chunk}", self._watchdog)
+            # A chunk whose worker has died before goes alone: another death must name its cause.
+            with self._room.whole() if journal.tries else self._room.place():
+                journal.begin()
+                return self._attempt(chunk, work, journal)
+        except Exception as error:  # a journal that the store did not give or take: it costs this chunk only
+            return _failed(chunk, work, error)
 
     def _attempt(self, chunk: str, work: pa.Table, journal: Journal) -> Receipt:
-        unit = work["unit"][0].as_py() if "start" in work.column_names else None
+        unit = _unit_of(work)
         if journal.hopeless:
             why = "the machine may be short of memory, or the source or the table's store may hang"
             error = f"its worker died {journal.tries - 1} times, and no single item is to blame; {why}"
@@ -145,10 +148,12 @@ class ChunkWorker:
             self._staging.put_receipt(receipt)
         except UnitChanged as changed:
             receipt = Receipt(chunk=chunk, listed=_items_of(work), unit=unit, error=str(changed), changed_unit=True)
-        except Exception as error:  # the chunk is reported as failed, with its traceback here; the others go on
-            log.exception("chunk %s failed", chunk)
-            receipt = Receipt(chunk=chunk, listed=_items_of(work), unit=unit, error=f"{type(error).__name__}: {error}")
-        journal.end()
+        except Exception as error:  # the chunk is reported as failed; the others go on
+            receipt = _failed(chunk, work, error)
+        try:
+            journal.end()
+        except OSError as error:  # what is left of it is swept when it is old
+            log.warning("the journal of chunk %s could not be deleted: %s", chunk, error)
         return receipt
 
     def _embed(self, chunk: _Chunk) -> Receipt:
@@ -308,6 +313,28 @@ class ChunkWorker:
             "_chunk": chunk.id,
             "_run": self.task.run,
         }
+
+
+def _open_version(task: Task) -> lance.LanceDataset:
+    """The table as the run found it, or as it is now if a cleanup has taken that version: what is staged fits both."""
+    try:
+        return lance.dataset(task.at.path(), version=task.version, storage_options=task.at.options)
+    except (ValueError, OSError):
+        dataset = task.at.require()
+        if fingerprint_of(dataset) != task.fingerprint:
+            raise ContractBroken(f"table {task.at.name!r} was made again meanwhile, and holds the vectors of another encoder") from None
+        return dataset
+
+
+def _failed(chunk: str, work: pa.Table, error: Exception) -> Receipt:
+    log.error("chunk %s failed", chunk, exc_info=error)
+    return Receipt(chunk=chunk, listed=_items_of(work), unit=_unit_of(work), error=f"{type(error).__name__}: {error}")
+
+
+def _unit_of(work: pa.Table) -> str | None:
+    """The container that the work is a slice of, if it is one."""
+    unit: str | None = work["unit"][0].as_py() if "start" in work.column_names else None
+    return unit
 
 
 def _why(row: dict[str, Any], *, dead: bool) -> tuple[str, str, str]:

@@ -1,10 +1,13 @@
 """A run's driver when stores fail in its midst: what its report says is so, and the next run makes it good. Without Ray."""
 
+import datetime
+
 import pytest
 
 from pipeline.config import JobFailed
 from pipeline.table.commit import Committer
 from pipeline.table.stage import Staging
+from pipeline.work import ChunkWorker
 from tests.jobs.filling import ITEMS, adds_up, due_at_the_last, fails_at, filling_of, ids_in, job_of, names, run, some_texts, work
 
 
@@ -63,3 +66,37 @@ def test_rows_that_another_run_deletes_after_the_last_commit_are_not_called_lost
     assert other.delete(["i03"]) == 1
     filling.finish()
     assert filling.close().written == ITEMS
+
+
+@pytest.mark.parametrize("name", ["get", "put", "delete"])
+def test_a_store_that_fails_once_at_a_journal_costs_one_chunk_at_most(tmp_path, texts, monkeypatch, name):
+    """It ended the whole run: the worker raised instead of saying that its chunk had failed."""
+    filling = filling_of(job_of(tmp_path, texts))
+    with monkeypatch.context() as store:
+        real = getattr(Staging, name)
+        away = fails_at(1)
+
+        def once(*arguments):
+            away()
+            return real(*arguments)
+
+        store.setattr(Staging, name, once)
+        receipts = work(filling)
+    errors = [receipt.error for receipt in receipts]
+    assert errors == [None if name == "delete" else "OSError: the store is away", None, None]
+    filling.take(iter(receipts), workers=1)
+    report = filling.close()
+    assert (report.failed, report.written) == ((0, ITEMS) if name == "delete" else (8, ITEMS - 8))
+    assert run(job_of(tmp_path, texts)).rows_in_table == ITEMS
+
+
+def test_a_worker_that_starts_when_its_version_was_cleaned_up_goes_on_with_the_newest(tmp_path, texts):
+    """Every actor that was started, or started again, after a cleanup of old versions failed."""
+    filling = filling_of(job_of(tmp_path, texts))
+    task = filling.task(batch_size=4, threads=1)
+    first, *others = filling.prepared.plan.chunks
+    filling.take(iter([ChunkWorker(task)(first.id, first.work)]), workers=1)
+    task.at.require().cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=False)
+    filling.take(iter([ChunkWorker(task)(chunk.id, chunk.work) for chunk in others]), workers=1)
+    filling.finish()
+    assert (filling.close().written, ids_in(tmp_path)) == (ITEMS, names())

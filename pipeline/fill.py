@@ -38,7 +38,7 @@ from pipeline.table.rejects import forget_rejects, rejects_of
 from pipeline.table.stage import Receipt, Staging, Unproved
 from pipeline.table.swap import self_test
 from pipeline.work import Task
-from schemas.vectors import vector_schema
+from schemas.vectors import TABLE, vector_schema
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,8 @@ class Filling:
         """Make the table if need be, prove the engine, write down the model."""
         p = self.prepared
         self_test(p.table)
-        dataset = create_dataset(p.table.path(), p.schema, p.table.storage_options)
+        named = p.schema.with_metadata({**p.schema.metadata, TABLE: uuid.uuid4().hex.encode()})
+        dataset = create_dataset(p.table.path(), named, p.table.storage_options)
         refuse_foreign(dataset, p.encoder, p.table)  # another job may have made the table since the plan
         record_model(p.table, p.encoder, self.encoder_ref, run=p.run)
         self.staging = Staging(p.table)

@@ -6,6 +6,8 @@ from schemas import field
 
 FINGERPRINT = b"tessera.fingerprint"
 DIM = b"tessera.dim"
+TABLE = b"tessera.table"
+"""A name that each table is given when it is made: one that is dropped and made again has another. Tables of older releases have none."""
 
 HEAD = [
     field("id", pa.string(), "unique in this table; the item's id", nullable=False),

@@ -14,7 +14,7 @@ import pydantic
 from lance.file import LanceFileSession
 
 from pipeline.config import ConfigError, Model, nearest
-from schemas.vectors import DIM, FINGERPRINT
+from schemas.vectors import DIM, FINGERPRINT, TABLE
 
 
 class TableAt(Model):
@@ -111,6 +111,12 @@ def fingerprint_of(dataset: lance.LanceDataset) -> str:
     if FINGERPRINT not in metadata:
         raise ConfigError(f"{dataset.uri} was not made by Tessera: it does not say which encoder its vectors are of; choose another table.name")
     return metadata[FINGERPRINT].decode()
+
+
+def identity_of(dataset: lance.LanceDataset) -> tuple[bytes | None, bytes | None]:
+    """What tells a table from another one at the same place: the encoder's fingerprint, and the name it was given when it was made."""
+    metadata: dict[bytes, bytes] = dataset.schema.metadata or {}
+    return metadata.get(FINGERPRINT), metadata.get(TABLE)
 
 
 def dim_of(dataset: lance.LanceDataset) -> int:

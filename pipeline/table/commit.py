@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import JobFailed
 from pipeline.known import Contents, Known, hash64
 from pipeline.table import swap
-from pipeline.table.at import TableAt
+from pipeline.table.at import TableAt, identity_of
 from pipeline.table.contents import quoted, rows_with
 from pipeline.table.rejects import forget_rejects, record_rejects
 from pipeline.table.stage import Receipt, Staged, Staging, metadata_of, read_staged, stage_rows
@@ -83,6 +84,7 @@ class Committer:
         if self.contents.version:
             planned = lance.dataset(self.at.path(), version=self.contents.version, storage_options=self.at.options)
             self._fragments = _fragment_ids(planned)
+        self._identity = identity_of(planned if self.contents.version else self.at.require())
 
     def alone(self, version: int) -> bool:
         """Whether every version of the table from this run's first commit to `version` is of this run."""
@@ -105,7 +107,7 @@ class Committer:
         """Remove rows by id in one commit; returns how many there were."""
 
         def attempt() -> int:
-            committed, removed = swap.delete(self.at.require(), ids, self.at.options)
+            committed, removed = swap.delete(self._newest(), ids, self.at.options)
             if removed:
                 self._committed(committed)
             return removed
@@ -128,7 +130,7 @@ class Committer:
         return done
 
     def _exchange(self, receipts: list[Receipt], units: list[str], wanted: pa.Table) -> tuple[list[_Fitted], list[_Fitted], Exchanged]:
-        dataset = self.at.require()
+        dataset = self._newest()
         new = self._fit([receipt.new for receipt in receipts], dataset)
         changed = self._fit([receipt.changed for receipt in receipts], dataset)
         fragments = [metadata_of(fragment) for f in [*new, *changed] for fragment in f.staged.fragments]
@@ -148,8 +150,15 @@ class Committer:
         staged = sum(len(f.staged.ids) for f in changed)
         return new, changed, Exchanged(removed=int((place < 0).sum()) - staged, revised=int(other.sum()))
 
-    def _insert(self, parts: list[Staged]) -> list[_Fitted]:
+    def _newest(self) -> lance.LanceDataset:
+        """The table as it is now. Raises JobFailed if it is another one: its fragments have the same numbers, and this run knows none of its rows."""
         dataset = self.at.require()
+        if identity_of(dataset) != self._identity:
+            raise JobFailed(f"{self.at.path()} was dropped and made again while this run was at work; run again to fill the new table")
+        return dataset
+
+    def _insert(self, parts: list[Staged]) -> list[_Fitted]:
+        dataset = self._newest()
         fitted = self._fit(parts, dataset)
         fragments = [metadata_of(fragment) for f in fitted for fragment in f.staged.fragments]
         if fragments:
@@ -157,7 +166,7 @@ class Committer:
         return fitted
 
     def _replace(self, parts: list[Staged]) -> list[_Fitted]:
-        dataset = self.at.require()
+        dataset = self._newest()
         fitted = self._fit(parts, dataset)
         fragments = [fragment for f in fitted for fragment in f.staged.fragments]
         if not fragments:
@@ -168,7 +177,7 @@ class Committer:
         gone = np.array([item not in there for item in ids])
         if gone.any():  # their old rows were deleted meanwhile: they are new now, and only an insert may bring them in
             self._committed(swap.insert(dataset, _fragments_of(rows.filter(pa.array(gone)), self.at, dataset), self.at.options))
-            dataset = self.at.require()
+            dataset = self._newest()
             fragments, ids = [], [item for item in ids if item in there]
             rest = rows.filter(pa.array(~gone))
             fragments = stage_rows(rest, self.at, dataset) if rest.num_rows else []

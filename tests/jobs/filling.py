@@ -42,10 +42,10 @@ def work(filling):
     return [worker(chunk.id, chunk.work) for chunk in filling.prepared.plan.chunks]
 
 
-def run(job):
+def run(job, *, chunk_rows=8):
     """A whole run; its report."""
-    filling = filling_of(job)
-    filling.adopt(8)
+    filling = filling_of(job, chunk_rows=chunk_rows)
+    filling.adopt(chunk_rows)
     filling.take(iter(work(filling)), workers=1)
     filling.finish()
     return filling.close()

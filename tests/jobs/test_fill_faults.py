@@ -2,6 +2,7 @@
 
 import datetime
 
+import lance
 import pytest
 
 from pipeline.config import JobFailed
@@ -100,3 +101,23 @@ def test_a_worker_that_starts_when_its_version_was_cleaned_up_goes_on_with_the_n
     filling.take(iter([ChunkWorker(task)(chunk.id, chunk.work) for chunk in others]), workers=1)
     filling.finish()
     assert (filling.close().written, ids_in(tmp_path)) == (ITEMS, names())
+
+
+@pytest.mark.parametrize("staged", ["before", "after"])
+def test_a_table_that_is_dropped_and_made_again_meanwhile_is_noticed(tmp_path, texts, staged):
+    """Its fragments have the numbers of the old ones, so what it holds was not looked at, and ids came to stand twice."""
+    job = job_of(tmp_path, texts)
+    kept = {path: path.read_text() for path in sorted(texts.iterdir())[8:]}
+    for path in kept:
+        path.unlink()
+    run(job)
+    for path, text in kept.items():
+        path.write_text(text)
+    filling = filling_of(job)
+    receipts = work(filling) if staged == "before" else []
+    lance.LanceDataset.drop(job.table.path())
+    assert run(job, chunk_rows=ITEMS).written == ITEMS
+    with pytest.raises(JobFailed, match="dropped and made again"):
+        filling.take(iter(receipts or work(filling)), workers=1)
+    assert (filling.close().written, ids_in(tmp_path)) == (0, names())
+    assert run(job).unchanged == ITEMS

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from pipeline.config import ConfigError, nearest
 from pipeline.media import BadItem
 from pipeline.sorting import sort_rows
-from pipeline.stores import CONNECTIONS, check_credentials, filesystem, probe, reaching
+from pipeline.stores import CONNECTIONS, check_credentials, check_forbidden, filesystem, probe, reaching
 from schemas.items import LISTING
 
 FOUND = pa.schema([LISTING.field(name) for name in ("unit", "version", "bytes")])
@@ -103,8 +103,8 @@ def look(uri: str, storage_options: dict[str, Any] | None = None) -> dict[str, E
         infos = store.ls(path, detail=True)
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        check_credentials(error, uri)
+    except PermissionError:
+        check_forbidden(store, path, uri)
         raise
     files = [info for info in infos if info["type"] == "file" and not info["name"].endswith("/")]
     return {store.unstrip_protocol(info["name"]): _remote_entry(info) for info in files if not _hidden(info["name"].rpartition("/")[2])}

@@ -60,6 +60,14 @@ def check_credentials(error: OSError, uri: str) -> None:
         ) from error
 
 
+def check_forbidden(store: Any, path: str, uri: str) -> None:
+    """Raise CredentialsRefused if that is why `path` is forbidden. A byte of it is asked for: the answer to `info` has no room for a reason."""
+    try:
+        store.cat_file(path, start=0, end=1)
+    except OSError as error:
+        check_credentials(error, uri)
+
+
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
     """Turn what a store raises into what the person who wrote the job can do. FileNotFoundError passes."""

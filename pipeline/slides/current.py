@@ -19,6 +19,9 @@ Row = dict[str, Any]
 WITH_TILES = ("surveyed", "ok", "partial")
 """Statuses of slides whose tiles are in the table, or are to be."""
 
+MAX_ATTEMPTS = 3
+"""Looks at one version of a slide that may end in an error nobody foresaw, such as a store that did not answer. Then only `retry` looks again."""
+
 
 @dataclass
 class Comparison:
@@ -53,6 +56,8 @@ def compare(inventory: Inventory, known: Iterable[Row], look: Look, *, retry: bo
 def _wants_another(row: Mapping[str, Any], retry: bool) -> bool:
     if row["status"] == "deleted" or row["reason"] == "changed":
         return True
+    if row["reason"] == "missing" or (row["reason"] == "error" and row["attempts"] < MAX_ATTEMPTS):
+        return True  # it may pass while the file stays as it is
     return retry and (row["status"] in ("failed", "needs_mpp") or row["reason"] == "bad_tiles")
 
 

@@ -22,8 +22,8 @@ from pipeline.slides.native import Native, open_native
 from pipeline.slides.ranges import LocalFile, Ranges, StoredObject, window
 from pipeline.slides.tiff import Layout, Stored, as_levels, fits, read_layout
 from pipeline.slides.tiled import TiledJpeg
-from pipeline.storage import canonical
-from pipeline.stores import filesystem
+from pipeline.storage import ITEMS_FAULT, canonical
+from pipeline.stores import check_forbidden, filesystem
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi")
 """What a folder of slides is searched for. DICOM: the files of a folder are one slide."""
@@ -37,7 +37,8 @@ def open_slide(
     """The slide at a path or URI: a file, or for DICOM also the folder of its files.
 
     `cache`: where a slide in an object store is copied to if ranges do not serve. `mpp`: um/px of level 0 that the user knows
-    better than the file. `fast=False`: OpenSlide only. Raises BadSlide; a store that cannot be reached raises what it raises.
+    better than the file. `fast=False`: OpenSlide only. Raises BadSlide; a disk or store that cannot be read raises what it raises,
+    CredentialsRefused where that is why.
     """
     place = canonical(uri)
     if "://" in place:
@@ -95,6 +96,8 @@ def _checked(path: str) -> str:
     except FileNotFoundError as error:
         raise BadSlide("missing", f"{path} does not exist") from error
     except OSError as error:
+        if error.errno not in ITEMS_FAULT:  # a disk that fails is no slide's fault
+            raise
         raise BadSlide("missing", f"{path} cannot be read: {error.strerror or error}") from error
     if file.suffix.lower() == ".mrxs" and not (file.with_suffix("") / "Slidedat.ini").is_file():
         raise BadSlide("missing", f"{path} needs the folder {file.stem}/ with Slidedat.ini in it, beside the file")
@@ -195,6 +198,8 @@ def _open_remote(uri: str, storage_options: dict[str, Any], cache: SlideCache | 
     try:
         found = store.info(path)
     except (FileNotFoundError, PermissionError) as error:
+        if isinstance(error, PermissionError):
+            check_forbidden(store, path, uri)
         raise BadSlide("missing", f"{uri}: {error}") from error
     if found["type"] == "file":
         if not found["size"]:

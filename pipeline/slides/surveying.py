@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.slides.inventory import Listed
 from pipeline.slides.ledger import slide_rows
 from pipeline.slides.survey import Look, failed, survey, with_tiles
+from pipeline.stores import CredentialsRefused
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ Job = tuple[Listed, Mapping[str, Any] | None, bool]
 
 
 def survey_all(jobs: Sequence[Job], look: Look, *, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """The SLIDE row of each slide, in any order. Ray must be running."""
+    """The SLIDE row of each slide, in any order. Ray must be running. Raises CredentialsRefused."""
     told = ray.put(look)
     task: Any = ray.remote(num_cpus=1, max_retries=0)(_survey)
     suspects: list[Job] = []
@@ -58,6 +59,8 @@ def _result(done: "ray.ObjectRef[Any]", job: Job, look: Look) -> dict[str, Any] 
         row: dict[str, Any] = ray.get(done)
     except RayTaskError as error:
         cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+        if isinstance(cause, CredentialsRefused):  # no slide's fault, and the others would say the same
+            raise cause from error
         return failed(job[0], look, before=job[1], reason="error", detail=f"{type(cause).__name__}: {cause}")
     except RayError:
         return None

@@ -1,8 +1,10 @@
 """Damaged slides and files that are no slides: each is told by its reason, and what is sound is still read."""
 
 import contextlib
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +131,17 @@ def test_a_mirax_slide_without_its_folder_names_the_folder(tmp_path):
 def test_a_slide_that_may_not_be_read_is_missing(svs):
     svs.chmod(0)
     refused(svs, "missing")
+
+
+def test_a_disk_that_fails_is_no_slides_fault(svs, monkeypatch):
+    """A network disk that was away for a moment made `missing` slides, which no later run looked at again."""
+
+    def stale(self, *rest, **more):
+        raise OSError(errno.ESTALE, "Stale file handle", str(self))
+
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(OSError, match="Stale"):
+        open_slide(str(svs))
 
 
 def test_jpeg_2000_in_a_generic_tiff_is_unsupported(tmp_path, image):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipeline.slides.ledger import record_slides
 from pipeline.table.stage import Staging
 from tests.slides.build import Piece, Scene, cut, drawn_textures, half_zero_tile, render, write_svs, write_tiff, zero_tile
 from tests.slides.runs import Lab, canvas, vectors, write
@@ -103,6 +104,20 @@ def test_slides_that_end_their_workers_cost_themselves_only(lab):
         "raises.svs": ("failed", "mask_failed"),
     }
     assert len(report.bad) == 3
+
+
+def test_what_may_have_passed_is_looked_at_again(lab):
+    """A store that failed for a moment in a survey, or a right that was not given yet, was held against the slide by every later run."""
+    write(lab.folder / "a.svs")
+    lab.run()
+    row = lab.slides()["a.svs"]
+    lost = dict.fromkeys(("content_fp", "reader", "tiling", "mask", "thumbnail", "contour", "tiles", "embedded", "rejected"))
+    for reason, attempts, opened in [("error", 1, 1), ("missing", 7, 1), ("error", 7, 0), ("unsupported", 1, 0)]:
+        record_slides(lab.at, [row | lost | {"status": "failed", "reason": reason, "attempts": attempts}])
+        report = lab.run()
+        assert (report.opened, report.ok, report.tiles.commits) == (opened, opened, 0), reason
+        assert lab.statuses()["a.svs"] == (("ok", None) if opened else ("failed", reason))
+        assert lab.slides()["a.svs"]["attempts"] == attempts + opened
 
 
 def test_a_slide_that_is_replaced_while_it_is_read_is_never_mixed(lab, tmp_path):

@@ -1,10 +1,12 @@
 """Slides in an object store: tiles by ranges, or a copy in a bounded cache."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import numpy as np
@@ -13,8 +15,10 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.slides import BadSlide, BadTile
 from pipeline.slides.cache import SlideCache
+from pipeline.slides.inventory import version_now
 from pipeline.slides.opening import open_slide
 from pipeline.slides.ranges import StoredObject
+from pipeline.stores import CredentialsRefused
 from tests.slides.build import drawn_textures, render, some_scene, write_svs, write_tiff, zero_tile
 
 BUCKET = "slides"
@@ -97,6 +101,44 @@ def test_what_is_not_there_or_empty_in_a_store_says_so(s3):
         with pytest.raises(BadSlide) as raised:
             open_slide(f"s3://{BUCKET}/{key}", storage_options=s3[1])
         assert raised.value.reason == reason
+
+
+def test_refused_credentials_are_no_slides_fault():
+    """They are the same PermissionError as one forbidden slide, and every slide of the store became `missing`."""
+    with forbidding(b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>no</Message></Error>") as options:
+        with pytest.raises(CredentialsRefused, match="ExpiredToken"):
+            open_slide("s3://bucket/a.svs", storage_options=options)
+        with pytest.raises(CredentialsRefused, match="ExpiredToken"):
+            version_now("s3://bucket/a.svs", options)
+    with forbidding(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>") as options:
+        with pytest.raises(BadSlide, match="missing"):
+            open_slide("s3://bucket/a.svs", storage_options=options)
+        with pytest.raises(PermissionError):
+            version_now("s3://bucket/a.svs", options)
+
+
+@contextlib.contextmanager
+def forbidding(body):
+    """A store that forbids everything, and says why in `body` where HTTP lets it."""
+
+    class Forbids(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *said):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Forbids)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {"key": "k", "secret": "s", "endpoint_url": f"http://127.0.0.1:{server.server_port}"}
+    server.shutdown()
+    server.server_close()
 
 
 def test_what_ranges_do_not_serve_is_read_from_the_cache(s3, deflated, tmp_path):

@@ -51,7 +51,8 @@ class Slides(Model):
     name: str | None = None
     """Name of the source; without it, `uri`."""
     mpp: float | None = pydantic.Field(default=None, ge=MIN_MPP, le=MAX_MPP)
-    """Microns per px of level 0 of slides that do not say it themselves. One that says something else keeps that."""
+    """Microns per px of level 0 of slides that do not say it themselves. One that says something else keeps that;
+    an estimate from its objective is no saying."""
     metadata: Metadata | None = None
     storage_options: dict[str, Any] | None = None
     """Settings of the object store, in fsspec's words."""

@@ -125,10 +125,13 @@ def _describe(row: dict[str, Any], slide: Slide, look: Look) -> None:
     info = slide.info
     row |= {name: getattr(info, name) for name in SLIDE.names if hasattr(info, name)}
     row["mpp"] = info.mpp
-    if info.mpp is None and look.mpp is not None:
+    estimated = info.mpp_source == "objective"
+    if look.mpp is not None and (info.mpp is None or estimated):
         row |= {"mpp": look.mpp, "mpp_x": look.mpp, "mpp_y": look.mpp, "mpp_source": "user"}
     row["levels"] = [{"width": level.width, "height": level.height, "downsample": level.downsample} for level in info.levels]
     row["mpp_flags"], row["notes"] = list(info.mpp_flags), list(info.notes)
+    if estimated and row["mpp_source"] == "user":
+        row["notes"].append(f"the {look.mpp:g} um/px that was given is used instead")
     row["bounds"] = list(info.bounds) if info.bounds else None
 
 

@@ -8,6 +8,9 @@ import tifffile
 
 from pipeline.slides.mpp import settle
 from pipeline.slides.opening import open_slide
+from pipeline.slides.run import list_slides
+from pipeline.slides.survey import survey
+from tests.slides import runs
 from tests.slides.build import write_ome, write_svs, write_tiff
 
 IMAGE = np.full((256, 256, 3), 200, np.uint8)
@@ -83,3 +86,15 @@ def test_the_first_believable_saying_counts():
     assert settle([good, other]).flags == ()
     assert settle([], objective=2000).x is None
     assert settle([wild], objective=20).source == "objective"
+
+
+def test_the_users_mpp_is_better_than_an_estimate_from_the_objective(tmp_path):
+    """A slide that states its objective alone was read at ten over its power, whatever slides.mpp said."""
+    lab = runs.Lab(tmp_path / "slides", tmp_path / "db")
+    runs.write(lab.folder / "a.svs", said=None)
+    for mpp, expected in [(None, (0.5, "objective")), (0.46, (0.46, "user"))]:
+        work = list_slides(lab.job(slides={"mpp": mpp}))
+        row = survey(work.inventory.slides[0], work.look, before=None)
+        assert (row["mpp"], row["mpp_source"]) == expected
+        assert any("estimated from the objective" in note for note in row["notes"])
+        assert any("0.46 um/px that was given is used" in note for note in row["notes"]) == (mpp is not None)

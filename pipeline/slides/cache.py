@@ -117,8 +117,11 @@ class SlideCache:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            shutil.rmtree(lock.with_suffix(".part"), ignore_errors=True)
+            whole, part = lock.with_suffix(""), lock.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            if whole.exists():
+                whole.rename(part)  # a process that is killed while it removes must not leave half a slide under a whole one's name
+                shutil.rmtree(part, ignore_errors=True)
         return True
 
     def _lock_file(self, key: str) -> Path:
@@ -141,10 +144,12 @@ class SlideCache:
 
 
 def _bytes(folder: Path) -> int:
-    """What a slide takes, or has announced that it will take."""
+    """What a slide takes, or has announced that it will take; of one that is half removed, what is left."""
     try:
         return int((folder / ".size").read_text())
     except (OSError, ValueError):
+        with contextlib.suppress(OSError):
+            return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return 0
 
 

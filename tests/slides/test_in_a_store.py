@@ -214,6 +214,27 @@ def test_two_processes_copy_a_slide_once(deflated, tmp_path):
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+def test_half_a_removal_leaves_no_slide_and_takes_room_until_it_is_gone(s3, deflated, tmp_path, monkeypatch):
+    """A process that was killed while it made room left what it had not removed yet, and the next reader took it for the whole slide."""
+    size = deflated.stat().st_size
+    cache = SlideCache(tmp_path / "cache", max_bytes=int(1.5 * size))
+    uris = [put(s3, deflated, f"half-{i}.tiff") for i in range(3)]
+    open_slide(uris[0], storage_options=s3[1], cache=cache).close()
+    [first] = [path.name for path in cache.folder.iterdir() if path.is_dir()]
+
+    def killed(folder, **how):
+        if (folder / ".size").exists():
+            (folder / ".size").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        open_slide(uris[1], storage_options=s3[1], cache=cache)
+    assert not (cache.folder / first).exists()
+    open_slide(uris[1], storage_options=s3[1], cache=cache).close()
+    assert len([path for path in cache.folder.iterdir() if path.is_dir()]) == 1, "what was left is gone too"
+
+
 def test_what_a_killed_copy_left_behind_is_no_slide(s3, deflated, tmp_path):
     uri, cache = put(s3, deflated, "killed.tiff"), SlideCache(tmp_path / "cache", max_bytes=int(1.5 * deflated.stat().st_size))
     open_slide(uri, storage_options=s3[1], cache=cache).close()

@@ -1,6 +1,5 @@
 """TrainSentence: a text encoder of sentence-transformers' kind on its way to be another: whole, some of its parts, or a LoRA adapter."""
 
-import copy
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ from pipeline.encoders.sentence_model import SentenceModel, load_model
 from pipeline.training.batches import Told
 from pipeline.training.lora import Lora, adapted, lora_of
 from pipeline.vlm.card import Card
+from pipeline.vlm.merged import merged
 
 _OWN = ("README.md", "tessera.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Not copied: they say something of the weights that were begun with."""
@@ -146,7 +146,7 @@ class TrainSentence:
         if self._checkpointing:
             self._loaded().transformer.gradient_checkpointing_disable()  # type: ignore[operator]
         if self._lora is not None:
-            whole = copy.deepcopy(whole).merge_and_unload()
+            whole = merged(whole)
         whole.save_pretrained(part / self._layout.transformer)
         if not (part / "modules.json").is_file():
             _write_modules(part)

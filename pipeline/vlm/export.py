@@ -16,6 +16,7 @@ from pipeline.config import ConfigError
 from pipeline.encoders.new_folder import appearing, check_new
 from pipeline.vlm.card import Card, card_text
 from pipeline.vlm.heads import num_parameters
+from pipeline.vlm.merged import merged
 from pipeline.vlm.preparer import Preparer
 from pipeline.vlm.saved import inside, sealed
 from pipeline.vlm.sentence_files import chat_template, obstacle, write_sentence_files
@@ -32,7 +33,7 @@ def save_encoder(
 ) -> EncoderSpec:
     """Save a model, wrapped by PEFT or not, as an encoder; the spec with its fingerprint.
 
-    `spec.adapter` None saves whole weights, an adapter merged into them (in a copy: as much memory again) and kept in
+    `spec.adapter` None saves whole weights, an adapter merged into them (in a copy on the CPU) and kept in
     `adapter/` too; `.` saves the adapter alone, on the base that `spec.base` names. Raises ConfigError if the folder
     is not empty, or if spec, model and head contradict each other.
     """
@@ -81,7 +82,7 @@ def _write_weights(part: Path, model: Any, spec: EncoderSpec) -> None:
         model.save_pretrained(part)
     elif spec.adapter is None:
         _write_adapter(part / ADAPTER, model, None, None)
-        copy.deepcopy(model).merge_and_unload().save_pretrained(part)
+        merged(model).save_pretrained(part)
     else:
         _write_adapter(part, model, spec.base.model, spec.base.revision)
 

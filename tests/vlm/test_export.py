@@ -17,6 +17,7 @@ from pipeline.vlm.card import Card, DataSource, card_text
 from pipeline.vlm.causality import make_bidirectional
 from pipeline.vlm.export import save_encoder
 from pipeline.vlm.heads import HeadShape, head_of
+from pipeline.vlm.merged import merged
 from pipeline.vlm.message import Message
 from pipeline.vlm.preparer import Preparer
 from pipeline.vlm.reading import read
@@ -117,6 +118,21 @@ def test_merged_weights_load_everywhere_and_the_adapter_is_kept(folder_of, tmp_p
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-6)
     assert (without - expected).abs().max() > 1e-2
     hf.AutoProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_what_rounding_takes_of_a_merged_adapter_is_told(folder_of, caplog, dtype, told):
+    """An adapter of small values was merged into bfloat16 weights, and nothing said that much of it was rounded away."""
+    model, _ = wrapped(folder_of("qwen2_vl"), Sizes(), rank=2)
+    for name, values in model.named_parameters():
+        values.data = values.data * 0.01 if "lora_B" in name else values.data if "lora_" in name else values.data.to(dtype)
+    whole = merged(model)
+    assert ("rounding to the weights' number format changed the adapter by" in caplog.text) == told
+    assert not any("lora" in name for name, _ in whole.named_parameters())
+    layer = next(layer for layer in model.modules() if hasattr(layer, "get_delta_weight"))
+    name = next(name for name, each in model.base_model.model.named_modules() if each is layer)
+    wanted = layer.get_base_layer().weight.float() + layer.get_delta_weight("default")
+    assert torch.equal(whole.get_submodule(name).weight, wanted.to(dtype))
 
 
 def test_saving_leaves_the_model_that_is_trained_as_it_was(folder_of, tmp_path):

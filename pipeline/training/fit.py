@@ -21,6 +21,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from pipeline import embed
 from pipeline.compute import Compute
 from pipeline.config import ConfigError, JobFailed
+from pipeline.training.fatal import forget, told
 from pipeline.training.feed import Read, Reader
 from pipeline.training.follow import followed
 from pipeline.training.loop import JOURNAL, Link, Outcome, Task, train
@@ -69,6 +70,7 @@ def fit(task: Task, workers: Workers) -> Outcome:
     folder = Path(task.folder)
     # Paths of the job file are relative to where it runs: without this, each worker would be moved to a folder of Ray's own.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    forget(folder)
     for part in folder.glob(".*.part"):
         # Of a worker that was killed while it copied a checkpoint.
         shutil.rmtree(part, ignore_errors=True)
@@ -127,6 +129,10 @@ def _failed(error: Any) -> Exception:
     wrong = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
     if wrong is not None:
         return ConfigError(str(wrong))
+    # One that came again is what ended the run, whatever else the others' workers died of.
+    again = next((cause for cause in causes if isinstance(cause, JobFailed)), None)
+    if again is not None:
+        return JobFailed(f"a worker failed: {again}; it would again: mend its cause, then run the same command to go on from the last checkpoint")
     cause = causes[0] if causes else error
     return JobFailed(f"a worker failed: {type(cause).__name__}: {cause}; run the same command again to go on from the last checkpoint")
 
@@ -135,7 +141,8 @@ def _work(config: dict[str, Any]) -> Outcome:
     """What Ray Train runs in every worker."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     link: Link = RayLink(Path(config["task"].folder), readers=config["task"].feeding.workers)
-    return train(config["task"], link, ray.train.torch.get_device())
+    with told(Path(config["task"].folder)):
+        return train(config["task"], link, ray.train.torch.get_device())
 
 
 class RayLink:

@@ -206,7 +206,7 @@ class _Run:
             self.sharded.drop_unused()
         norm = clip(self.parameters, self.recipe.optimisation.clip)
         if not torch.isfinite(norm):
-            raise RuntimeError(
+            raise FloatingPointError(
                 f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower optimisation.learning_rate in a new run"
             )
         self.optimizer.step()

@@ -111,7 +111,8 @@ class Workers(Model):
     """fsdp2: each worker holds a part of weights, gradients and optimizer's state, for models that one GPU has no room to train; more traffic.
     Null: each holds all. A run may go on with the other."""
     max_failures: pydantic.NonNegativeInt = 3
-    """How often workers may die before the run does; it goes on from the last checkpoint. Preemptions do not count."""
+    """How often workers may die before the run does; it goes on from the last checkpoint. Preemptions do not count. An error that would come
+    again, such as a bad row or a loss that is not finite, ends it without another try."""
 
     @pydantic.model_validator(mode="after")
     def _agrees(self) -> "Workers":

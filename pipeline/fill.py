@@ -24,15 +24,15 @@ from pipeline.adopt import adopt
 from pipeline.compute import Compute, Sizes, sizes
 from pipeline.config import ConfigError, JobFailed, Model, Ref, nearest
 from pipeline.encoders import Encoder
-from pipeline.known import Contents, hash64
+from pipeline.known import WHOLE, Contents, hash64
 from pipeline.media import Limits
-from pipeline.plan import Note, Plan, plan
+from pipeline.plan import Note, Plan, listing_version, plan
 from pipeline.progress import Meter
 from pipeline.readers import Reader
 from pipeline.report import EmbedReport, cause_of, too_many_rejects
 from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
 from pipeline.table.commit import Committed, Committer
-from pipeline.table.contents import quoted, read_batches, read_contents, read_notes, unit_states
+from pipeline.table.contents import ids_in, quoted, read_batches, read_contents, read_notes, unit_states
 from pipeline.table.ledger import record_model, record_notes
 from pipeline.table.rejects import forget_rejects, rejects_of
 from pipeline.table.stage import Receipt, Staging, Unproved
@@ -102,6 +102,8 @@ def prepare_of(reader: Reader, encoder: Encoder, table: VectorTable, *, sync: Sy
     contents = read_contents(table, dataset, source=reader.source)
     notes: dict[str, Note] = read_notes(table, source=reader.source) if dataset is not None else {}
     planned = plan(reader, contents, fingerprint=encoder.fingerprint, notes=notes, chunk_rows=chunk_rows, retry_rejects=sync.retry_rejects)
+    if dataset is not None and planned.chunks and planned.complete_units:
+        contents.settled = ids_in(dataset, planned.complete_units, source=reader.source)
     schema = vector_schema(encoder.dim, fingerprint=encoder.fingerprint, metadata=reader.metadata, dtype=table.dtype)
     if dataset is not None:
         _refuse_other_columns(dataset, schema, table)
@@ -314,7 +316,7 @@ class Filling:
         if vanished and self.sync.vanished == "delete":
             self.report.deleted = delete_vanished(self.committer, vanished, self.prepared, self.sync)
         self._forget_outdated_rejects()
-        self._note_units()
+        self._note_units(exact=vanished is not None and len(vanished) == self.report.deleted)
         self._prove()
 
     def _forget_outdated_rejects(self) -> None:
@@ -358,17 +360,28 @@ class Filling:
         committer, listed = self.committer, self.prepared.plan.unit_items
         return {unit for unit, (items, _) in committer.units.items() if items == listed[unit]} - committer.unread
 
-    def _note_units(self) -> None:
+    def _note_units(self, *, exact: bool) -> None:
+        """Note the containers that need no reading any more. `exact`: the table has no row of this source whose item is not listed.
+
+        A row that has moved to another container keeps the name of the old one, so that neither adds up. If all of them together do, the source
+        is noted as a whole: it needs no reading as long as nothing of it changes.
+        """
         p = self.prepared
         if not p.plan.units:
             return
-        states = unit_states(p.table.require(), source=p.reader.source)
-        notes = []
-        for unit in sorted(self._whole_units()):
-            listed, rejected = self.committer.units[unit]
+        dataset = p.table.require()
+        states = unit_states(dataset, source=p.reader.source)
+        notes, done = [], self._whole_units() - self.committer.again
+        counts = {unit: tuple(self.committer.units[unit]) for unit in done}
+        versions = {unit: p.plan.units[unit] for unit in done}
+        if exact and done == set(p.plan.units) and self.committer.alone(dataset.version) and p.plan.listing is not None:
+            listed, rejected = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
+            counts[WHOLE] = (listed + p.plan.unchanged + p.plan.rejected, rejected + p.plan.rejected)
+            versions[WHOLE] = listing_version(p.plan.listing)
+        for unit, (listed, rejected) in sorted(counts.items()):
             rows, digest = states.get(unit, (0, ""))
             if rows == listed - rejected:
-                row = {"source": p.reader.source, "unit": unit, "version": p.plan.units[unit], "rows": rows, "rejected": rejected, "digest": digest}
+                row = {"source": p.reader.source, "unit": unit, "version": versions[unit], "rows": rows, "rejected": rejected, "digest": digest}
                 notes.append({**row, "run": p.run})
         record_notes(p.table, notes)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-NEW, CHANGED, UNCHANGED = 0, 1, 2
+NEW, CHANGED, UNCHANGED, DUPLICATE = 0, 1, 2, 3
 
 
 HASHED_AT_ONCE = 2**15
@@ -120,6 +120,10 @@ def _member(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     return np.asarray(among[place] == values)
 
 
+WHOLE = ""
+"""Stands for all containers of a source where one is named."""
+
+
 @dataclass
 class Contents:
     """What a vector table and its rejects hold when a run is planned."""
@@ -135,16 +139,31 @@ class Contents:
     retries: bool = False
     """Whether what was rejected before is tried again."""
     units: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Of each container of this source: its rows in the table, and a digest of their chunks."""
+    """Of each container of this source: its rows in the table, and a digest of their chunks. Under WHOLE: of all of them."""
+    duplicates: Known = field(default_factory=Known)
+    """Items of this source that were rejected because another one has the same id, in the version that was rejected."""
+    bereft: frozenset[str] = frozenset()
+    """Containers with a duplicate of an item that is gone: theirs is to take its place, so they are read again."""
+    settled: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Id hashes, sorted, of this source's rows of containers that need no reading: theirs are the items that came first."""
 
     def classify(self, ids: np.ndarray, versions: np.ndarray) -> np.ndarray:
-        """As `Known.classify`; an item that another source brought in the same version is unchanged too."""
+        """As `Known.classify`; an item that another source brought in the same version is unchanged too, in another one DUPLICATE.
+
+        DUPLICATE is also what a container that is being read has in common with one that needs no reading.
+        """
         codes = self.own.classify(ids, versions)
         elsewhere = self.others.classify(ids, versions)
-        return np.where((codes == NEW) & (elsewhere == UNCHANGED), UNCHANGED, codes)
+        codes = np.where((codes == NEW) & (elsewhere == UNCHANGED), UNCHANGED, codes)
+        codes = np.where((codes == NEW) & (elsewhere == CHANGED), DUPLICATE, codes)
+        return np.where(_member(ids, self.settled), DUPLICATE, codes)
 
     def is_rejected(self, ids: np.ndarray, versions: np.ndarray) -> np.ndarray:
         """Whether each item (N,) was rejected before, in this very version, and is not to be tried again."""
         if self.retries:
             return np.zeros(len(ids), bool)
         return np.asarray(self.rejected.classify(ids, versions) == UNCHANGED)
+
+    def is_known_duplicate(self, ids: np.ndarray, versions: np.ndarray) -> np.ndarray:
+        """Whether each item (N,) stands in the rejects as a duplicate, in this very version."""
+        return np.asarray(self.duplicates.classify(ids, versions) == UNCHANGED)

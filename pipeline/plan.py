@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ConfigError
-from pipeline.known import CHANGED, UNCHANGED, Contents, hash64, repeated, without
+from pipeline.known import CHANGED, DUPLICATE, UNCHANGED, WHOLE, Contents, hash64, repeated, without
 from pipeline.readers import Reader
 from pipeline.sorting import sort_rows
 from schemas.items import LISTING, SLICE
@@ -39,7 +39,7 @@ class Chunk:
 
     id: str
     work: pa.Table
-    """Rows of the listing (with a column `changed`), or one slice of a container."""
+    """Rows of the listing (with columns `changed` and `duplicate`), or one slice of a container."""
     items: int
 
 
@@ -98,9 +98,11 @@ def _plan_files(listing: pa.Table, contents: Contents, fingerprint: str, chunk_r
     listing = sort_rows(listing, "unit")
     ids, versions = hash64(listing["id"]), hash64(listing["version"])
     codes = contents.classify(ids, versions)
-    known_rejects = contents.is_rejected(ids, versions) & (codes != UNCHANGED)
+    duplicate = codes == DUPLICATE
+    known_rejects = (contents.is_rejected(ids, versions) & (codes != UNCHANGED)) | (contents.is_known_duplicate(ids, versions) & duplicate)
     pending = (codes != UNCHANGED) & ~known_rejects
-    work = listing.append_column("changed", pa.array(codes == CHANGED)).filter(pa.array(pending))
+    listing_with = listing.append_column("changed", pa.array(codes == CHANGED)).append_column("duplicate", pa.array(duplicate))
+    work = listing_with.filter(pa.array(pending))
     known_ids = np.concatenate([np.empty(0, np.uint64), *(segment for segment, _ in contents.own.segments)])
     return Plan(
         chunks=cut(work, fingerprint, chunk_rows),
@@ -131,10 +133,18 @@ def _chunk_id(work: pa.Table, fingerprint: str) -> str:
 
 
 def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fingerprint: str, notes: dict[str, Note]) -> Plan:
+    whole = notes.get(WHOLE)
+    if whole and not contents.bereft and _note_holds(whole, listing_version(listing), contents, WHOLE) and not (contents.retries and whole.rejected):
+        complete_units = frozenset([*listing["unit"].to_pylist(), *contents.units])
+        listed = whole.rows + whole.rejected
+        return Plan(listed=listed, unchanged=whole.rows, rejected=whole.rejected, complete_units=complete_units, listing=listing)
     complete = {
         unit: notes[unit]
         for unit, version in zip(listing["unit"].to_pylist(), listing["version"].to_pylist(), strict=True)
-        if unit in notes and _note_holds(notes[unit], version, contents, unit) and not (contents.retries and notes[unit].rejected)
+        if unit in notes
+        and unit not in contents.bereft
+        and _note_holds(notes[unit], version, contents, unit)
+        and not (contents.retries and notes[unit].rejected)
     }
     pending = listing.filter(pc.invert(pc.is_in(listing["unit"], pa.array(list(complete), pa.string()))))
     slices = reader.split(pending) if pending.num_rows else SLICE.empty_table()
@@ -162,9 +172,17 @@ def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fing
     )
 
 
+def listing_version(listing: pa.Table) -> str:
+    """32 hex digits of all that is listed, in its versions."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("unit", "version"):
+        digest.update(hash64(sort_rows(listing, "unit")[name]).tobytes())
+    return digest.hexdigest()
+
+
 def _note_holds(note: Note, version: str, contents: Contents, unit: str) -> bool:
     """A note counts only while the container and the table's rows of it are what they were: a restored table voids it."""
-    if note.version != version or (note.rejected and not contents.rejected.segments):
+    if note.version != version or (note.rejected and not (contents.rejected.segments or contents.duplicates.segments)):
         return False
     return contents.units.get(unit, (0, "")) == (note.rows, note.digest)
 

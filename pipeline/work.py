@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipeline.config import Ref
 from pipeline.encoders import Encoder
 from pipeline.journal import Journal, Watchdog
-from pipeline.known import CHANGED, UNCHANGED, Contents, Known, hash64
+from pipeline.known import CHANGED, DUPLICATE, UNCHANGED, Contents, Known, hash64
 from pipeline.media import Limits
 from pipeline.readers import Reader, UnitChanged
 from pipeline.room import Room
@@ -226,10 +226,11 @@ class ChunkWorker:
         contents = self.task.contents
         if contents is None:
             changed = np.isin(items["id"].to_pylist(), chunk.work.filter(chunk.work["changed"])["id"].to_pylist())
-            unchanged = before = repeated = np.zeros(len(ids), bool)
+            repeated = ~bad & np.isin(items["id"].to_pylist(), chunk.work.filter(chunk.work["duplicate"])["id"].to_pylist())
+            unchanged = before = np.zeros(len(ids), bool)
         else:
-            repeated = ~bad & (tally.ids.find(ids)[0] | _repeats(ids))
             codes = contents.classify(ids, versions)
+            repeated = ~bad & (tally.ids.find(ids)[0] | _repeats(ids) | (codes == DUPLICATE))
             unchanged = (codes == UNCHANGED) & ~repeated & ~bad
             before = contents.is_rejected(ids, versions) & ~unchanged & ~repeated
             changed = codes == CHANGED

@@ -40,7 +40,7 @@ RUN = pa.schema(
 UNIT = pa.schema(
     [
         field("source", pa.string(), "name of the source", nullable=False),
-        field("unit", pa.string(), "URI of the container", nullable=False),
+        field("unit", pa.string(), "URI of the container; empty: of all of the source together", nullable=False),
         field("version", pa.string(), "the container's version when it was completed", nullable=False),
         field("rows", pa.int64(), "rows of the vector table that came from it", nullable=False),
         field("rejected", pa.int64(), "items of it that were rejected", nullable=False),

@@ -77,6 +77,8 @@ class Committer:
     """Items that this run has met and that are rejects."""
     unread: set[str] = field(default_factory=set)
     """Containers that could not be read whole."""
+    again: set[str] = field(default_factory=set)
+    """Containers with rejects that may pass by themselves: the next run reads them again."""
 
     def __post_init__(self) -> None:
         self._fragments: set[int] = set()
@@ -247,10 +249,9 @@ class Committer:
         refused = np.concatenate([receipt.before, hash64(receipt.rejects["id"])])
         self.refused.add(refused, np.zeros(len(refused), np.uint64))
         if receipt.unit is not None:
-            # What may pass by itself is left out: the counts then do not add up, and the container is read again by the next run.
-            passing = sum(reason in PASSING for reason in receipt.rejects["reason"].to_pylist())
-            self.units.setdefault(receipt.unit, [0, 0])[1] += rejected - passing
+            self.units.setdefault(receipt.unit, [0, 0])[1] += rejected
             self.unread |= {receipt.unit} if receipt.unread else set()
+            self.again |= set() if PASSING.isdisjoint(receipt.rejects["reason"].to_pylist()) else {receipt.unit}
 
     def _account(self, receipts: list[Receipt], fitted: list[_Fitted], *, replaced: bool) -> None:
         """Count what was committed, and record the duplicates that came to light."""

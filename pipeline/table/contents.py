@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.known import Contents, Known, hash64
+from pipeline.known import WHOLE, Contents, Known, hash64
 from pipeline.plan import Note
 from pipeline.table.at import TableAt
 from schemas.rejects import PASSING
@@ -23,7 +23,8 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
 
     Cost: a scan of ids and versions; 40 bytes a row at its peak, of which 16 stay.
     """
-    own, others, rejected = Known(), Known(), Known()
+    own, others, rejected, duplicates = Known(), Known(), Known(), Known()
+    bereft: set[str] = set()
     if dataset is not None:
         hashes = [(*_hashes(batch), _equals(batch["source"], source)) for batch in read_batches(dataset, ["id", "_version", "source"])]
         _add(own, [(ids[mine], versions[mine]) for ids, versions, mine in hashes])
@@ -37,8 +38,23 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
         _add(rejected, [(ids[~passing], versions[~passing]) for ids, versions, passing in found])
         # Under no version: tried again, and forgotten once it is embedded.
         _add(rejected, [(ids[passing], np.zeros_like(versions[passing])) for ids, versions, passing in found])
+        predicate = f"source = {quoted(source)} AND reason = 'duplicate_id'"
+        for batch in read_batches(rejects, ["id", "_version", "_unit"], predicate):
+            ids, versions = _hashes(batch)
+            duplicates.add(ids, versions)
+            gone = ~own.find(ids)[0] & ~others.find(ids)[0]
+            bereft |= set(batch["_unit"].filter(pa.array(gone)).drop_null().to_pylist())
     units = unit_states(dataset, source=source) if dataset is not None else {}
-    return Contents(own=own, others=others, rejected=rejected, version=dataset.version if dataset is not None else 0, units=units)
+    version = dataset.version if dataset is not None else 0
+    return Contents(own=own, others=others, rejected=rejected, version=version, units=units, duplicates=duplicates, bereft=frozenset(bereft))
+
+
+def ids_in(dataset: lance.LanceDataset, units: frozenset[str], *, source: str) -> np.ndarray:
+    """Id hashes, sorted, of the rows of some containers of `source`."""
+    wanted = pa.array(sorted(units), pa.string())
+    batches = read_batches(dataset, ["id", "_unit"], f"source = {quoted(source)} AND _unit IS NOT NULL")
+    hashes = [hash64(batch["id"].filter(pc.is_in(batch["_unit"], wanted))) for batch in batches]
+    return np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
 
 
 def read_batches(dataset: lance.LanceDataset, columns: list[str], predicate: str | None = None) -> Iterator[pa.RecordBatch]:
@@ -64,14 +80,16 @@ def _add(known: Known, hashes: list[tuple[np.ndarray, np.ndarray]]) -> None:
 
 
 def unit_states(dataset: lance.LanceDataset, *, source: str) -> dict[str, tuple[int, str]]:
-    """Of each container of `source`: its rows in the table, and a digest of their chunks and counts."""
+    """Of each container of `source`: its rows in the table, and a digest of their chunks and counts. Under WHOLE: of all of them."""
     chunks: dict[str, Counter[str]] = defaultdict(Counter)
     # Batch by batch: the rows' names of containers and chunks, all at once, are larger than what is made of them.
     for batch in dataset.scanner(columns=["_unit", "_chunk"], filter=f"source = {quoted(source)} AND _unit IS NOT NULL").to_batches():
         counts = pa.table(batch).group_by(["_unit", "_chunk"]).aggregate([([], "count_all")])
         for row in counts.to_pylist():
             chunks[row["_unit"]][row["_chunk"]] += row["count_all"]
-    return {unit: (counter.total(), _digest(list(counter.items()))) for unit, counter in chunks.items()}
+    states = {unit: (counter.total(), _digest(list(counter.items()))) for unit, counter in chunks.items()}
+    total = sum(rows for rows, _ in states.values())
+    return states | {WHOLE: (total, _digest([(f"{unit} {digest}", rows) for unit, (rows, digest) in states.items()]))}
 
 
 def units_by(dataset: lance.LanceDataset, column: str, *, source: str) -> dict[str, set[str]]:

@@ -16,16 +16,16 @@ from pipeline.report import EmbedReport
 from pipeline.table.at import TableAt
 from pipeline.work import ChunkWorker
 
-READERS = {"Parquet": "pipeline.readers.parquet:Parquet", "WebDataset": "pipeline.readers.webdataset:WebDataset"}
+READERS = {"Parquet": "pipeline.readers.parquet:Parquet", "WebDataset": "pipeline.readers.webdataset:WebDataset", "Lines": "tests.sources:Lines"}
 
 
-def job_of(tmp_path, source, *, name="Parquet", sync=None, **args):
+def job_of(tmp_path, source, *, name="Parquet", sync=None, encoder="pipeline.encoders.hashing:Hashing", **args):
     """`vanished` rows are deleted, however many they are."""
     columns = {"id": "id", "text": "text"} if name == "Parquet" else {}
     return EmbedJob.model_validate(
         {
             "source": {"target": READERS[name], "args": {"uri": str(source), **columns, **args}},
-            "encoder": {"target": "pipeline.encoders.hashing:Hashing", "args": {"dim": 16}},
+            "encoder": {"target": encoder, "args": {"dim": 16}},
             "table": {"uri": str(tmp_path / "db"), "name": "t"},
             "limits": {"max_rejects": 1.0},
             "sync": {"vanished": "delete", "max_vanished": 1.0, **(sync or {})},
@@ -188,3 +188,79 @@ def test_what_was_staged_for_other_settings_is_not_adopted(tmp_path):
     assert ChunkWorker(filling.task(batch_size=16, threads=1))(chunk.id, chunk.work).error is None
     report = embed(tmp_path, source, text="caption")
     assert (report.adopted, report.written, texts(tmp_path)) == (0, 1, {"a": "caption"})
+
+
+def test_of_an_id_in_two_containers_the_first_stays_whichever_is_touched(tmp_path):
+    """When the second was written anew, its item replaced the first one's row; the next run replaced it back, and so on."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {"x": "first", "a": "one"})
+    parquet(source / "b.parquet", {"x": "second", "b": "two", "y": "three"})
+    parquet(source / "c.parquet", {"y": "three"})
+    first = {"x": "first", "a": "one", "b": "two", "y": "three"}
+    report = embed(tmp_path, source)
+    assert (report.written, report.rejected, texts(tmp_path), reads(tmp_path, source)) == (4, 2, first, [])
+    for name in ("b", "c", "a", "b"):
+        os.utime(source / f"{name}.parquet", ns=(1, 1 + int(os.stat(source / f"{name}.parquet").st_mtime_ns)))
+        report = embed(tmp_path, source)
+        assert (report.written, report.replaced, report.rejected, report.deleted) == (0, 0, 2, 0)
+        assert (texts(tmp_path), reads(tmp_path, source)) == (first, [])
+    parquet(source / "a.parquet", {"a": "one"})
+    embed(tmp_path, source)
+    assert reads(tmp_path, source) == ["b.parquet"]  # whose item is now the first
+    assert embed(tmp_path, source).written == 1
+    assert (texts(tmp_path), reads(tmp_path, source)) == (first | {"x": "second"}, [])
+
+
+def test_rows_that_have_moved_to_another_container_are_read_once(tmp_path):
+    """No container added up any more, so that every run read all of them again."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {f"a{i}": f"text {i}" for i in range(10)})
+    parquet(source / "b.parquet", {"b": "two", "bad": " "})
+    embed(tmp_path, source)
+    (source / "a.parquet").unlink()
+    parquet(source / "c.parquet", {f"a{i}": f"text {i}" for i in range(5)})
+    parquet(source / "d.parquet", {f"a{i}": f"text {i}" for i in range(5, 10)})
+    report = embed(tmp_path, source)
+    assert (report.unchanged, report.rejected, report.deleted) == (11, 1, 0)
+    assert reads(tmp_path, source) == []
+    report = embed(tmp_path, source)
+    assert (report.listed, report.unchanged, report.rejected, report.vanished, len(texts(tmp_path))) == (12, 11, 1, 0, 11)
+    (source / "b.parquet").unlink()
+    assert (embed(tmp_path, source).deleted, reads(tmp_path, source)) == (1, [])
+    parquet(source / "e.parquet", {"e": "new"})
+    assert reads(tmp_path, source) == ["c.parquet", "d.parquet", "e.parquet"]
+    report = embed(tmp_path, source)
+    assert (report.written, report.unchanged, report.deleted, reads(tmp_path, source)) == (1, 10, 0, [])
+    TableAt(uri=str(tmp_path / "db"), name="t").require().delete("id = 'a3'")
+    assert (embed(tmp_path, source).written, len(texts(tmp_path))) == (1, 11)
+
+
+def test_an_id_of_another_source_is_a_duplicate_before_it_is_embedded(tmp_path):
+    """It was encoded on every run, to be rejected at the commit."""
+    for name, text in (("one", "first"), ("two", "second")):
+        parquet(tmp_path / name / "a.parquet", {"x": text, name: name})
+    embed(tmp_path, tmp_path / "one")
+    report = embed(tmp_path, tmp_path / "two")
+    assert (report.written, report.rejected, rejects(tmp_path)) == (1, 1, {"x": "duplicate_id"})
+    assert reads(tmp_path, tmp_path / "two") == []
+    assert texts(tmp_path) == {"x": "first", "one": "one", "two": "two"}
+
+
+def test_a_file_whose_id_another_source_has_is_a_reject_that_costs_nothing(tmp_path):
+    """Every run started the workers for it, and encoded it."""
+    for name, text in (("one", "first"), ("two", "second raise")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(text)
+    embed(tmp_path, tmp_path / "one", name="Lines")
+    report = embed(tmp_path, tmp_path / "two", name="Lines", encoder="tests.sources:Faulty")
+    assert (report.written, report.rejected, rejects(tmp_path)) == (0, 1, {"x": "duplicate_id"})
+    again = planned(job_of(tmp_path, tmp_path / "two", name="Lines"))
+    assert (again.plan.chunks, again.plan.rejected, again.plan.listed) == ([], 1, 1)
+    (tmp_path / "two/y.txt").write_text("another")
+    report = embed(tmp_path, tmp_path / "two", name="Lines")
+    assert (report.written, report.rejected, texts(tmp_path)) == (1, 1, {"x": "first", "y": "another"})
+    (tmp_path / "one/x.txt").unlink()
+    (tmp_path / "one/z.txt").write_text("so that it is not empty")
+    embed(tmp_path, tmp_path / "one", name="Lines")
+    report = embed(tmp_path, tmp_path / "two", name="Lines")
+    assert (report.written, report.unchanged, texts(tmp_path)["x"]) == (1, 1, "second raise")

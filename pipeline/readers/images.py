@@ -1,6 +1,8 @@
 """Image files, one item each, with captions from files beside them. The images themselves are fetched by the pipeline."""
 
+import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,30 +58,35 @@ class Images:
             found = storage.find(self.uri, suffixes=self.suffixes, storage_options=self.storage_options)
             return rows.listing(found, _ids(found))
         ending = f".{self.captions}"
-        found = storage.find(self._places(ending), suffixes=[*self.suffixes, ending], storage_options=self.storage_options)
-        versions = dict(zip(found["unit"].to_pylist(), found["version"].to_pylist(), strict=True))
-        images = [row for row in found.to_pylist() if not row["unit"].endswith(ending)]
+        found = storage.find(self.uri, suffixes=[*self.suffixes, ending], storage_options=self.storage_options)
+        listed = {row["unit"]: row for row in [*found.to_pylist(), *self._beside_named(ending)]}
+        images = [row for unit, row in sorted(listed.items()) if not unit.lower().endswith(ending)]
+        # By what they are called without their ending; in small letters it comes last, and wins.
+        captions = {_stem(unit): row for unit, row in sorted(listed.items()) if unit.lower().endswith(ending)}
         if not images:
             raise ConfigError(f"{self.uri} has files ending in {ending}, and no image; correct the URI or `suffixes`")
-        if len(images) == found.num_rows:
+        if not captions:
             raise ConfigError(f"{self.uri} has no file ending in {ending}; correct `captions`, or leave it out")
         key = f":{self.text_key}" if self.captions == "json" and self.text_key != "caption" else ""
         for row in images:
-            beside = versions.get(_stem(row["unit"]) + ending)
-            row["version"] += f"|{self.captions}:{beside}{key}" if beside else ""
+            beside = captions.get(_stem(row["unit"]))
+            row["version"] += f"|{_ending(beside['unit'])}:{beside['version']}{key}" if beside else ""
         table = pa.Table.from_pylist(images, schema=found.schema)
         return rows.listing(table, _ids(table))
 
-    def _places(self, ending: str) -> Sequence[str]:
-        """Where to look: a place that names images by their suffix does not name the files beside them."""
-        places = [self.uri] if isinstance(self.uri, str) else list(self.uri)
-        return places + [_stem(place) + ending for place in places if place.lower().endswith(self.suffixes)]
+    def _beside_named(self, ending: str) -> Iterator[dict[str, Any]]:
+        """What lies beside images that are named, or matched by their suffix: a place that names them does not name these files."""
+        for place in [self.uri] if isinstance(self.uri, str) else self.uri:
+            for other in (ending, ending.upper()) if place.lower().endswith(self.suffixes) else ():
+                with contextlib.suppress(ConfigError):  # an image without a caption
+                    yield from storage.find(_stem(place) + other, storage_options=self.storage_options).to_pylist()
 
     def read(self, work: pa.Table) -> Iterator[pa.Table]:
         """The items, `image_uri` set. A caption file that cannot be understood rejects its image."""
         units = work["unit"].to_pylist()
-        captioned = [f"|{self.captions}:" in version for version in work["version"].to_pylist()]
-        beside = [f"{_stem(unit)}.{self.captions}" if has else None for unit, has in zip(units, captioned, strict=True)]
+        # The version says whether there is a caption, and how its ending is written.
+        endings = [re.search(rf"\|({self.captions}):", version, re.IGNORECASE) for version in work["version"].to_pylist()]
+        beside = [f"{_stem(unit)}.{found[1]}" if found else None for unit, found in zip(units, endings, strict=True)]
         contents = storage.fetch(beside, max_bytes=MAX_SIDECAR_BYTES, storage_options=self.storage_options)
         parsed = [self._parse(data) for data in contents]
         faults = [entry.detail if isinstance(entry, BadItem) else None for entry in parsed]
@@ -129,6 +136,10 @@ def _ids(found: pa.Table) -> pa.ChunkedArray:
 def _is_text(value: Any) -> bool:
     """Whether this is text that can be stored: JSON can hold halves of characters."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _ending(uri: str) -> str:
+    return uri.rpartition(".")[2]
 
 
 def _stem(uri: str) -> str:

@@ -115,3 +115,22 @@ def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path):
     fill(tmp_path, {"a.jpg": "x"})
     with pytest.raises(ConfigError, match="no file ending in"):
         Images(str(tmp_path), captions="json").list()
+
+
+def test_a_captions_ending_counts_in_any_case(tmp_path):
+    """IMG.TXT was an image of its own, and IMG.JPG had no text."""
+    fill(tmp_path, {"IMG.JPG": "1", "IMG.TXT": "loud", "a.jpg": "2", "a.txt": "quiet", "b.jpg": "3", "b.txt": "this", "b.TXT": "not this"})
+    for place in (str(tmp_path), [f"{tmp_path}/*.JPG", f"{tmp_path}/*.jpg"], [f"{tmp_path}/{name}" for name in ("IMG.JPG", "a.jpg", "b.jpg")]):
+        reader = Images(place, captions="txt")
+        check_reader(reader)
+        assert [row["text"] for row in read_all(reader)] == ["loud", "quiet", "this"]
+
+
+def test_images_that_are_named_need_no_caption_each(folder):
+    """The missing file beside one of them was an error, against what the docstring says."""
+    places = [f"{folder}/a.jpg", f"{folder}/deep/ü b#?.PNG"]
+    reader = Images(places, captions="txt")
+    check_reader(reader)
+    assert [row["text"] for row in read_all(reader)] == ["a cat", None]
+    with pytest.raises(ConfigError, match=r"no file ending in \.txt"):
+        Images(places[1:], captions="txt").list()

@@ -81,7 +81,7 @@ def lines(file: IO[bytes], start: Start) -> Iterator[Line]:
             at += len(raw)
             fault: Fault | None = None
             while raw and len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                fault = f"line {number}: longer than {MAX_LINE_BYTES} bytes"
+                fault = BadItem("too_many_bytes", f"line {number}: longer than {MAX_LINE_BYTES} bytes, {slices.BOUND}")
                 raw = file.readline(MAX_LINE_BYTES)
                 at += len(raw)
             if number == 1:

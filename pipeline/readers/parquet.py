@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.media import BadItem
 from pipeline.readers import rows, slices
-from pipeline.readers.rows import Block
+from pipeline.readers.rows import Block, Fault
 from pipeline.readers.slices import MAX_SLICE_BYTES, MAX_SLICE_ROWS, UNREADABLE, Part
 
 OPENED_AT_ONCE = 16
@@ -120,12 +121,12 @@ class Parquet:
 
 def _block(unit: str, start: int, batch: pa.RecordBatch) -> Block:
     """Rows as they are, but for values so large that working with them would take a machine's memory: a fault, and null."""
-    values, faults = dict(zip(batch.schema.names, batch.columns, strict=True)), list[str | None]([None] * batch.num_rows)
+    values, faults = dict(zip(batch.schema.names, batch.columns, strict=True)), list[Fault | None]([None] * batch.num_rows)
     for name, column in values.items():
         if pa.types.is_large_binary(column.type) or pa.types.is_binary(column.type):
             lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
             for row in np.flatnonzero(lengths > MAX_VALUE_BYTES):
-                faults[row] = f"{name!r} has {lengths[row]} bytes; a value may have {MAX_VALUE_BYTES}"
+                faults[row] = BadItem("too_many_bytes", f"{name!r} has {lengths[row]} bytes; {MAX_VALUE_BYTES} are {slices.BOUND}")
             if (lengths > MAX_VALUE_BYTES).any():
                 values[name] = pc.if_else(pa.array(lengths > MAX_VALUE_BYTES), pa.scalar(None, column.type), column)
     return Block(unit, start, values, faults)

@@ -187,15 +187,15 @@ class _Draft:
         """An id or version: text or a whole number; null or empty is a fault."""
         values = self.values(name)
         if isinstance(values, list):
-            values = pa.array([str(v) if isinstance(v, int) and not isinstance(v, bool) else v if isinstance(v, str) else None for v in values])
-            values = values.cast(pa.string())
+            given = [str(v) if isinstance(v, int) and not isinstance(v, bool) else v if isinstance(v, str) else None for v in values]
+            values, _ = convert(given, pa.string())  # JSON can hold halves of characters, which are null then
         elif pa.types.is_integer(plain(values.type)) or pa.types.is_temporal(plain(values.type)):
             values = values.cast(pa.string())
         else:
             values = _to_text(values.cast(plain(values.type)))[0]
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
         for row in np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False)):
-            self.fault(int(row), f"{name!r} is null, empty, or neither text nor a whole number")
+            self.fault(int(row), f"{name!r} is null, empty, or neither UTF-8 text nor a whole number")
         return values
 
     def image(self, name: str | None) -> tuple[pa.Array, pa.Array]:

@@ -11,6 +11,7 @@ from schemas.items import SLICE, item_schema
 
 MAX_SLICE_ROWS = 8192
 MAX_SLICE_BYTES = 64 * 2**20
+BOUND = "the most that is read out of a container, whatever limits.max_item_bytes is; keep it as a file of its own"
 UNREADABLE = (0, 1, 0)
 """The one slice of a container that cannot be opened: `read` rejects its row, also if it can be opened by then, as there may be more rows."""
 

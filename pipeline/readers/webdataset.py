@@ -4,10 +4,11 @@ open_clip's conventions: `{00000..00099}` in a URI is expanded, `::` joins sever
 several endings. Planning reads the headers of every new shard; where a store cannot skip, that is the whole shard.
 """
 
+import glob
 import json
-import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from pipeline.readers.slices import UNREADABLE, Part
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 * 2**20
+ASKED_AT_ONCE = 16
 MANY = 8
 MAX_MEMBER_BYTES = 64 * 2**20
 
@@ -73,8 +75,9 @@ class WebDataset:
         """
         self.uri = uri
         self.weights = weights
-        self.images = image.split(";") if image else []
-        self.text = text
+        # Endings count in any case.
+        self.images = image.lower().split(";") if image else []
+        self.text = text.lower() if text else None
         self.json_field = json_field
         given = declared(metadata)
         self.metadata = pa.schema([pa.field(key, kind or pa.string()) for key, kind in given.items()])
@@ -89,22 +92,31 @@ class WebDataset:
     def list(self) -> pa.Table:
         """The shards. Raises ConfigError naming the first that a brace expression promises and is not there."""
         places = [self.uri] if isinstance(self.uri, str) else self.uri
-        sources = [[storage.canonical(uri) for uri in expand(part)] for place in places for part in place.split("::")]
+        sources = [part for place in places for part in place.split("::")]
         if self.weights is not None:
             _check_weights(self.weights, len(sources))
-        wanted = [uri for source in sources for uri in source]
-        if pipe := next((uri for uri in wanted if "pipe:" in uri), None):
+        if pipe := next((part for part in sources if "pipe:" in part), None):
             raise ConfigError(f"{pipe!r}: commands are not run; give the URI itself, e.g. s3://bucket/{{000..099}}.tar")
+        tables = [self._shards(part) for part in sources]
+        owners = {unit: number for number, table in reversed([*enumerate(tables)]) for unit in table["unit"].to_pylist()}
+        mine = [pc.equal(pa.array([owners[unit] for unit in table["unit"].to_pylist()]), number) for number, table in enumerate(tables)]
+        found = pa.concat_tables([table.filter(first) for table, first in zip(tables, mine, strict=True)]).sort_by("unit")
+        listing = rows.containers(found, self.columns.digest(self.images, self.text, self.json_field))
+        return listing if self.weights is None else mixed(listing, owners, self.weights)
+
+    def _shards(self, source: str) -> pa.Table:
+        """What is at the URIs that a source stands for."""
         folders: dict[str, set[str]] = {}
-        for uri in wanted:
+        for uri in map(storage.canonical, expand(source)):
             folders.setdefault(storage.parent(uri), set()).add(uri)
-        tables = [self._find(folder, uris) for folder, uris in folders.items()]
-        found = rows.containers(pa.concat_tables(tables).sort_by("unit"), self.columns.digest(self.images, self.text, self.json_field))
-        return found if self.weights is None else mixed(found, sources, self.weights)
+        return pa.concat_tables([self._find(folder, uris) for folder, uris in folders.items()])
 
     def _find(self, folder: str, uris: set[str]) -> pa.Table:
-        if len(uris) <= MANY:
+        if len(uris) <= MANY or any(map(glob.has_magic, uris)):
             return storage.find(sorted(uris), suffixes=SUFFIXES, storage_options=self.storage_options)
+        if folder.startswith(("http://", "https://")):  # a web server need not list its folders
+            with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+                return pa.concat_tables(pool.map(lambda uri: storage.find(uri, storage_options=self.storage_options), sorted(uris)))
         # One listing of the folder, where the shards one by one would be thousands of requests.
         found = storage.find(folder, suffixes=SUFFIXES, storage_options=self.storage_options)
         missing = sorted(uris - set(found["unit"].to_pylist()))
@@ -153,7 +165,7 @@ class WebDataset:
     def _block(self, unit: str, start: int, samples: Sequence[Sample]) -> Block:
         parsed = [self._parse(sample) for sample in samples]
         values = {name: [value.get(name) for value, _ in parsed] for name in ["text", *self.metadata.names]}
-        keys = [sample.key or None for sample in samples]
+        keys = [sample.key if sample.key and _is_utf8(sample.key) else None for sample in samples]
         values["id"] = [None if key is None else one for key, one in zip(keys, salted(keys, unit), strict=True)]
         values["image"] = pa.array([value.get("image") for value, _ in parsed], pa.binary())
         return Block(unit, start, values, [fault for _, fault in parsed], keys)
@@ -161,9 +173,11 @@ class WebDataset:
     def _parse(self, sample: Sample) -> tuple[dict[str, Any], Fault | None]:
         if sample.fault:
             return {}, sample.fault
+        if not _is_utf8(sample.key):
+            return {}, f"the name {sample.key!r} is not UTF-8; rename it"
         members = {ending: data for ending, data in sample.members.items() if not isinstance(data, BadItem)}
         if large := next((data for data in sample.members.values() if isinstance(data, BadItem)), None):
-            return {}, f"sample {sample.key!r}: {large.detail}"
+            return {}, BadItem(large.reason, f"sample {sample.key!r}: {large.detail}")
         value: dict[str, Any] = {"image": next((members[ending] for ending in self.images if ending in members), None)}
         try:
             fields = json.loads(members["json"] or b"") if members.get("json") is not None and (self.json_field or self.metadata.names) else {}
@@ -225,20 +239,25 @@ def _members(file: IO[bytes], endings: set[str]) -> Iterator[Member]:
         yield Member(key, "", None, end, BadItem("unreadable", f"the rest of the shard cannot be read: {error}"))
 
 
+def _is_utf8(name: str) -> bool:
+    """tarfile gives other bytes as halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def _check_weights(weights: Sequence[float], sources: int) -> None:
     if len(weights) != sources or min(weights) <= 0:
         raise ConfigError(f"weights={list(weights)} must be {sources} numbers above 0, one for each source")
 
 
-def mixed(listing: pa.Table, sources: Sequence[Sequence[str]], weights: Sequence[float]) -> pa.Table:
+def mixed(listing: pa.Table, owners: Mapping[str, int], weights: Sequence[float]) -> pa.Table:
     """`listing` in an order in which each source's bytes so far are in proportion to its weight (stride scheduling).
 
-    A source is a file or a folder; a shard of several belongs to the first.
+    `owners`: the source of each shard, by its number.
     """
-    passed = [0.0] * len(sources)
+    passed = [0.0] * len(weights)
     turns = []
     for row, (unit, size) in enumerate(zip(listing["unit"].to_pylist(), listing["bytes"].to_pylist(), strict=True)):
-        one = next(i for i, source in enumerate(sources) if any(unit == place or unit.startswith(place.rstrip("/") + "/") for place in source))
+        one = owners[unit]
         passed[one] += (size or 1) / weights[one]
         turns.append((passed[one], row))
     return listing.take(pa.array([row for _, row in sorted(turns)], pa.int64()))
@@ -247,17 +266,20 @@ def mixed(listing: pa.Table, sources: Sequence[Sequence[str]], weights: Sequence
 def _content(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes | BadItem | None:
     """A member's bytes. A header can promise any number of them, and a gzip file keep the promise."""
     if header.size > MAX_MEMBER_BYTES:
-        return BadItem("too_many_bytes", f"{header.name} has {header.size} bytes; a member may have {MAX_MEMBER_BYTES}")
+        return BadItem("too_many_bytes", f"{header.size} bytes; {MAX_MEMBER_BYTES} are {slices.BOUND}")
     body = tar.extractfile(header)
     return body.read() if body else None
 
 
 def expand(uri: str) -> list[str]:
-    """Every URI that a brace expression stands for: `{000..002}` counts with its zeros, `{a,b}` lists."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", uri)
-    if not found:
+    """Every URI that a brace expression stands for, as in bash: `{000..002}` counts with its zeros, `{a,b}` lists. A brace alone is text."""
+    if "{" not in uri:
         return [uri]
-    first, last, listed = found.groups()
-    width = len(first) if first is not None else 0
-    options = listed.split(",") if listed is not None else [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
-    return [whole for option in options for whole in expand(uri[: found.start()] + option + uri[found.end() :])]
+    try:
+        from braceexpand import braceexpand
+    except ImportError as error:
+        raise ConfigError(f"{uri}: braces need the package braceexpand; pip install 'tessera[webdataset]'") from error
+    try:
+        return list(braceexpand(uri))
+    except ValueError:  # unbalanced
+        return [uri]

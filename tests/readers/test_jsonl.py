@@ -141,7 +141,18 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
     write(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b" * 5000}, {"text": "c" * 980}, {"text": "d"}])
     reader = JsonLines(str(tmp_path), text="text")
     check_reader(reader)
-    assert [row["reject_detail"] for row in read_all(reader)] == [None, "line 2: longer than 1000 bytes", None, None]
+    found = read_all(reader)
+    assert [row["reject_reason"] for row in found] == [None, "too_many_bytes", None, None]
+    assert "line 2: longer than 1000 bytes" in found[1]["reject_detail"] and "whatever limits.max_item_bytes is" in found[1]["reject_detail"]
+
+
+def test_half_a_character_in_an_id_costs_its_row_alone(tmp_path):
+    """It failed the whole chunk, on every run."""
+    write(tmp_path / "x.jsonl", [{"key": "a", "text": "x"}, b'{"key": "\\ud800", "text": "y"}', {"key": 7, "text": "z"}])
+    for reader in (JsonLines(str(tmp_path), id="key", text="text"), JsonLines(str(tmp_path), version="key", text="text")):
+        check_reader(reader)
+        assert [reason for reason, _ in rejects(read_all(reader))] == ["bad_row"]
+    assert [row["id"] for row in read_all(JsonLines(str(tmp_path), id="key", text="text"))][::2] == ["a", "7"]
 
 
 def test_a_wrong_key_is_named_before_the_run(tmp_path):

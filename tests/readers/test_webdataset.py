@@ -1,6 +1,9 @@
+import functools
 import io
 import json
 import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import webdataset
@@ -55,6 +58,9 @@ def test_the_samples_are_those_of_the_webdataset_package(tmp_path):
 def test_braces_and_double_colons(tmp_path):
     assert expand("s3://b/{008..011}.tar") == ["s3://b/008.tar", "s3://b/009.tar", "s3://b/010.tar", "s3://b/011.tar"]
     assert expand("{a,b}{0..1}") == ["a0", "a1", "b0", "b1"] and expand("plain.tar") == ["plain.tar"]
+    # As bash does: a range may fall, the longer end says how many zeros, letters and steps count.
+    assert expand("{10..08}") == ["10", "09", "08"] and expand("{01..100}")[::99] == ["001", "100"]
+    assert expand("{a..c}") == ["a", "b", "c"] and expand("{0..8..2}") == ["0", "2", "4", "6", "8"] and expand("a{b.tar") == ["a{b.tar"]
     for i in range(12):
         shard(tmp_path / f"train/{i:03}.tar", samples(2, 2 * i))
     shard(tmp_path / "val/000.tar", samples(2))
@@ -144,3 +150,69 @@ def test_shards_of_several_sources_are_mixed_by_weight(tmp_path):
     assert order[:9] == ["b", "a", "b"] * 3 and sorted(order) == ["a"] * 6 + ["b"] * 6
     with pytest.raises(ConfigError, match="must be 2 numbers above 0"):
         WebDataset(uri, weights=[1]).list()
+
+
+def test_a_source_that_is_a_pattern_can_have_a_weight(tmp_path):
+    """It ended in a bare StopIteration."""
+    for source in ("a", "b"):
+        for number in range(12):
+            shard(tmp_path / source / f"{number:02}.tar", samples(2))
+    reader = WebDataset([f"{tmp_path}/a/*.tar", f"{tmp_path}/b/{{00..11}}.tar", f"{tmp_path}/b/0*.tar"], weights=[1, 2, 1])
+    check_reader(reader)
+    order = [unit.split("/")[-2] for unit in reader.list()["unit"].to_pylist()]
+    assert order[:9] == ["b", "a", "b"] * 3 and sorted(order) == ["a"] * 12 + ["b"] * 12
+    many = WebDataset(f"{tmp_path}/a/{{0,1}}{{0..9..2}}*.tar")
+    with pytest.raises(ConfigError, match=r"no file.* matches .*a/12\*.tar"):
+        many.list()
+
+
+def test_endings_count_in_any_case_also_as_a_setting(tmp_path):
+    """`image: JPG` matched nothing."""
+    shard(tmp_path / "s.tar", [("a.JPG", b"A"), ("a.Txt", b"words"), ("b.jpg", b"B")])
+    rows = read_all(WebDataset(str(tmp_path), image="PNG;JPG", text="TXT"))
+    assert [(row["image"], row["text"]) for row in rows] == [(b"A", "words"), (b"B", None)]
+
+
+def test_a_name_that_is_not_utf8_costs_its_sample_alone(tmp_path):
+    """It failed the whole chunk, on every run."""
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("a.txt", "caf\udce9.txt", "z.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    reader = WebDataset(str(path))
+    check_reader(reader)
+    rows = read_all(reader)
+    assert [row["reject_reason"] for row in rows] == [None, "bad_row", None]
+    assert "is not UTF-8; rename it" in rows[1]["reject_detail"] and rows[1]["uri"] == f"{path}#1"
+
+
+def test_a_member_that_is_too_large_says_what_bounds_it(tmp_path, monkeypatch):
+    """The reason was bad_row, and raising limits.max_item_bytes, which it did not name, changed nothing."""
+    monkeypatch.setattr("pipeline.readers.webdataset.MAX_MEMBER_BYTES", 10)
+    shard(tmp_path / "s.tar", [("a.jpg", b"A" * 11), ("b.jpg", b"B")])
+    [(reason, detail)] = rejects(read_all(WebDataset(str(tmp_path))))
+    assert reason == "too_many_bytes" and "11 bytes; 10 are the most" in detail and "whatever limits.max_item_bytes is" in detail
+
+
+def test_many_shards_on_a_web_server_are_found(tmp_path):
+    """Its folder was listed instead, which a web server need not do: all were said to be missing."""
+
+    class NoFolders(SimpleHTTPRequestHandler):
+        def list_directory(self, path):
+            self.send_error(403)
+
+    for number in range(12):
+        shard(tmp_path / f"{number:02}.tar", samples(1, number))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(NoFolders, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        place = f"http://127.0.0.1:{server.server_port}"
+        rows = read_all(WebDataset(f"{place}/{{00..11}}.tar"))
+        assert [row["text"] for row in rows] == [f"caption {i}" for i in range(12)]
+        with pytest.raises(ConfigError, match=r"12\.tar"):
+            WebDataset(f"{place}/{{00..12}}.tar").list()
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -38,9 +38,10 @@ class TextFiles:
     ) -> None:
         """Say where the files are and how long a passage is.
 
-        `tokenizer`: name or folder of the encoder's Hugging Face tokenizer, so that no passage is longer than the encoder
-        reads; without it, words are counted. `overlap_tokens`: how many a passage shares with the one before. The columns
-        `start` and `stop` say where in its file a passage is, in characters.
+        `tokenizer`: name or folder of the encoder's Hugging Face tokenizer; without it, words are counted. `chunk_tokens`: as
+        many as the encoder reads, those that the tokenizer adds at the ends among them; a word that is cut apart there may need
+        one more. `overlap_tokens`: how many a passage shares with the one before. The columns `start` and `stop` say where in
+        its file a passage is, in characters.
         """
         if not 0 <= overlap_tokens < chunk_tokens:
             raise ConfigError(f"overlap_tokens={overlap_tokens} must be at least 0 and less than chunk_tokens={chunk_tokens}")
@@ -96,21 +97,39 @@ class TextFiles:
     def _spans(self, text: str) -> np.ndarray:
         """(N, 2) int64: where each passage starts and ends, in characters."""
         tokens = _words(text) if self.tokenizer is None else _tokens(text, self.tokenizer)
-        step = self.chunk_tokens - self.overlap_tokens
+        size = self.chunk_tokens - self._added()
+        step = size - self.overlap_tokens
         # The last passage is full of new tokens or the rest; one of overlap alone would repeat.
         firsts = np.arange(0, max(len(tokens) - self.overlap_tokens, 1), step)
-        lasts = np.minimum(firsts + self.chunk_tokens, len(tokens)) - 1
+        lasts = np.minimum(firsts + size, len(tokens)) - 1
         return np.stack([tokens[firsts, 0], tokens[lasts, 1]], axis=1)
+
+    def _added(self) -> int:
+        """Tokens that the tokenizer adds to a passage. Raises ConfigError if no room is left for text."""
+        added = _load(self.tokenizer).num_special_tokens_to_add() if self.tokenizer else 0
+        if self.overlap_tokens + added >= self.chunk_tokens:
+            raise ConfigError(
+                f"chunk_tokens={self.chunk_tokens} holds {added} tokens that the tokenizer adds; it must be more than these and "
+                f"overlap_tokens={self.overlap_tokens} together"
+            )
+        return int(added)
 
 
 def _decoded(data: bytes | BadItem | None) -> str | BadItem:
     if not isinstance(data, bytes):
-        return BadItem("unreadable", data.detail) if data and data.reason == "missing" else data or BadItem("missing")
+        return _of_a_container(data or BadItem("missing"))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return BadItem("bad_row", f"not UTF-8 text: {error}")
     return text if text.strip() else BadItem("empty", f"{len(data)} bytes and no word")
+
+
+def _of_a_container(bad: BadItem) -> BadItem:
+    """What is wrong with a file, told of one that holds several items."""
+    if bad.reason == "missing":
+        return BadItem("unreadable", bad.detail)
+    return BadItem(bad.reason, f"more than {MAX_FILE_BYTES} bytes, {slices.BOUND}") if bad.reason == "too_many_bytes" else bad
 
 
 def _words(text: str) -> np.ndarray:

@@ -51,6 +51,7 @@ def test_another_way_of_cutting_is_another_version(tmp_path):
 
 
 def test_tokens_of_the_encoder_bound_each_passage(tmp_path, assets):
+    """The two tokens that the tokenizer adds were not counted: the encoder cut the ends of full passages off."""
     from transformers import AutoTokenizer
 
     text = " ".join(f"Unbelievable pathology number{i}, naïve—and 漢字!" for i in range(60))
@@ -59,12 +60,25 @@ def test_tokens_of_the_encoder_bound_each_passage(tmp_path, assets):
     check_reader(reader)
     rows = read_all(reader)
     tokenizer = AutoTokenizer.from_pretrained(assets / "encoder/sentence")
-    lengths = [len(tokenizer(row["text"], add_special_tokens=False)["input_ids"]) for row in rows]
-    assert len(rows) > 10 and max(lengths) <= 52  # a word that is cut apart can need a token more on either side
-    covered = set()
-    for row in rows:
-        covered |= set(range(row["start"], row["stop"]))
-    assert {place for place, letter in enumerate(text) if not letter.isspace()} <= covered
+    expected = reference_tokens(tokenizer, text, size=48, overlap=10)
+    assert [(row["start"], row["stop"]) for row in rows] == expected and len(rows) > 10
+    assert all(text[row["start"] : row["stop"]] == row["text"] for row in rows)
+    lengths = [len(tokenizer(row["text"])["input_ids"]) for row in rows]
+    assert max(lengths) <= 52  # a word that is cut apart can need a token more on either side
+    with pytest.raises(ConfigError, match="must be more than these and overlap_tokens=10 together"):
+        read_all(TextFiles(str(tmp_path), tokenizer=str(assets / "encoder/sentence"), chunk_tokens=12, overlap_tokens=10))
+
+
+def reference_tokens(tokenizer, text, *, size, overlap):
+    """Where windows of tokens start and end in the text, the slow way: as for words."""
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    found, first = [], 0
+    while True:
+        window = spans[first : first + size]
+        found.append((window[0][0], window[-1][1]))
+        if first + size >= len(spans):
+            return found
+        first += size - overlap
 
 
 def test_many_passages_are_many_slices(tmp_path):

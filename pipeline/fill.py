@@ -278,6 +278,8 @@ class Filling:
             try:
                 commit = self.committer.commit if self.gate is None else functools.partial(self.gate.commit, self.committer)
                 commit(waiting)
+            except JobFailed:
+                raise
             except Exception as error:
                 raise JobFailed(_broken_off(waiting, error)) from error
         self._committed_at = time.monotonic()

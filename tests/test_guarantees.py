@@ -71,7 +71,8 @@ def test_a_write_that_fails_is_told_and_leaves_nothing_half_done(tmp_path, monke
     create_dataset(table.path(), vector_schema(8, fingerprint=encoder.fingerprint), {})
     ref = Ref(target="pipeline.encoders.hashing:Hashing", args={"dim": 8})
     task = Task(reader, ref, encoder.fingerprint, table, 1, "run", Limits(), batch_size=2, threads=1, thumbnail_px=None)
-    worker, work = ChunkWorker(task), reader.list().append_column("changed", [[False] * 3])
+    flags = [False] * 3
+    worker, work = ChunkWorker(task), reader.list().append_column("changed", [flags]).append_column("duplicate", [flags])
 
     def full(*arguments, **settings):
         raise OSError("LanceError(IO): No space left on device (os error 28)")

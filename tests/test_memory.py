@@ -57,7 +57,7 @@ def test_a_line_of_half_a_gigabyte_in_a_small_gzip_file_costs_a_window(tmp_path)
             file.write(bytes(16 * MIB))
         file.write(b'"}\n{"id": "c", "text": "bye"}\n')
     found = grown(tmp_path, tmp_path / "a.jsonl.gz", target="jsonl:JsonLines", id="id", text="text")
-    assert (found["rows"], found["rejects"], found["errors"]) == (2, {"bad_row": 1}, [])
+    assert (found["rows"], found["rejects"], found["errors"]) == (2, {"too_many_bytes": 1}, [])
     assert found["grown"] <= (3 * 64 + 200) * MIB
 
 
@@ -86,7 +86,7 @@ def test_a_tar_member_that_claims_ten_gigabytes_is_stepped_over(tmp_path, whole)
             file.seek(size, 1)
             file.write(header("c.txt", 3) + b"bye".ljust(512, b"\0") + bytes(1024))
     found = grown(tmp_path, tmp_path / "a.tar", target="webdataset:WebDataset", image=None)
-    assert (found["rows"], found["rejects"], found["errors"]) == (2 if whole else 1, {"bad_row": 1}, [])
+    assert (found["rows"], found["rejects"], found["errors"]) == (2 if whole else 1, {"too_many_bytes" if whole else "unreadable": 1}, [])
     assert found["grown"] <= 200 * MIB
 
 
@@ -97,4 +97,4 @@ def test_an_image_in_a_container_is_held_to_the_limit_and_a_giant_value_is_its_r
     found = grown(
         tmp_path, tmp_path / "a.parquet", target="parquet:Parquet", encoder="tests.sources:Quadrants", limits=limits, id="id", image="image"
     )
-    assert (found["rows"], found["rejects"], found["errors"]) == (0, {"too_many_bytes": 1, "bad_row": 1}, [])
+    assert (found["rows"], found["rejects"], found["errors"]) == (0, {"too_many_bytes": 2}, [])

@@ -13,7 +13,7 @@ STATUSES = {
     "ok": "every tile that it should have is in the table",
     "partial": "some tiles could not be read or embedded, or one of the grids does not fit it: see reason",
     "failed": "it cannot be used: see reason; tiles of what it was before stay until it can be",
-    "needs_mpp": "it does not say how large its pixels are, and nobody has stated it",
+    "needs_mpp": "it does not say how large its pixels are, and nobody has stated it; tiles of what it was before stay until somebody has",
     "no_tissue": "no tile holds enough tissue: see reason",
     "duplicate": "the same content as the slide in duplicate_of, whose tiles stand for both",
     "deleted": "it is no longer where it was; its tiles stay unless sync.vanished is delete",

@@ -4,6 +4,7 @@ Whatever interrupts it, the table holds whole slides only, and the next run goes
 """
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import pydantic
 
 from pipeline.compute import Compute, Sizes
-from pipeline.config import ConfigError, Model, Ref
+from pipeline.config import ConfigError, JobFailed, Model, Ref
 from pipeline.encoders import Encoder
 from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, encoder_for, prepare_of, unchanged_report, workers
 from pipeline.plan import Plan
@@ -243,15 +244,28 @@ def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str |
         embed_chunks(filling, fit)
         for unit in filling.changed_units:
             gate.forget(filling.committer, unit)
+        filling.end(vanished=None if report.tiles.failed else _rows_of_deleted(tiling))
+        _refuse_emptying(tiling)
         for group in groups:
             if not group.units:
                 gate.exchange(filling.committer, group, [])
-        filling.end(vanished=None if report.tiles.failed else _rows_of_deleted(tiling))
     report.tiles = filling.close()
     report.removed, report.revised = gate.removed, gate.revised
     if filling.opened:
         _settle(tiling, list(prepared.plan.units), lambda row: _outcome(row, tiling, filling, gate))
     return filling.problem
+
+
+def _refuse_emptying(tiling: Tiling) -> None:
+    """Raise JobFailed if more tiles than `sync.max_vanished` allows would go because their slides have no tissue any more."""
+    contents, most = tiling.prepared.contents, tiling.work.job.sync.max_vanished
+    gone = [uri for group in tiling.groups if not group.units for uri in group.places if tiling.rows[uri]["status"] == "no_tissue"]
+    tiles, rows = sum(contents.units[uri][0] for uri in gone), len(contents.own)
+    if tiles > math.floor(most * rows):
+        raise JobFailed(
+            f"{tiles} of the source's {rows} tiles would be removed, more than sync.max_vanished={most:g}, because no tissue is found on their "
+            f"{len(gone)} slides any more, e.g. {gone[0]}; they stay. If survey.mask and grids are right, raise sync.max_vanished"
+        )
 
 
 def settle_complete(tiling: Tiling) -> None:
@@ -276,11 +290,7 @@ def _groups(tiling: Tiling) -> list[Group]:
     planned, contents = tiling.prepared.plan, tiling.prepared.contents
     groups = groups_of({unit: planned.unit_items[unit] for unit in planned.units}, _lies_at(tiling))
     placed = {place for group in groups for place in group.places}
-    empty = [
-        uri
-        for uri, row in tiling.rows.items()
-        if row["status"] in ("no_tissue", "needs_mpp", "duplicate") and uri in contents.units and uri not in placed
-    ]
+    empty = [uri for uri, row in tiling.rows.items() if row["status"] in ("no_tissue", "duplicate") and uri in contents.units and uri not in placed]
     return [*groups, *(Group([], [uri], 0) for uri in empty)]
 
 

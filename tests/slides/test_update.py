@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from jobs.slides import plan
-from tests.slides.build import zero_tile
-from tests.slides.runs import Lab, vectors, write
+from jobs.slides import plan, run
+from pipeline.config import JobFailed
+from tests.slides.build import write_tiff, zero_tile
+from tests.slides.runs import Lab, canvas, vectors, write
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -188,3 +189,23 @@ def test_a_folder_that_was_away_for_one_run_is_settled_when_it_is_back(lab):
             name: before[slide_id][name] for name in ("embedded", "rejected", "bad_tiles")
         }
     assert plan(lab.job())["to_finish"] == 0
+
+
+def test_a_mask_that_finds_nothing_and_a_scale_that_is_left_out_take_no_tiles_away(lab):
+    """One wrong setting deleted every tile of the table, without a word."""
+    lab.folder.mkdir()
+    write_tiff(lab.folder / "a.tiff", canvas(1).image, mpp=None)
+    write_tiff(lab.folder / "b.tiff", canvas(2).image, mpp=None)
+    lab.run(slides={"mpp": 0.5})
+    before = lab.tiles()
+    assert lab.run().needs_mpp == 2
+    assert lab.tiles() == before
+    back = lab.run(slides={"mpp": 0.5})
+    assert (back.ok, back.tiles.written, back.tiles.commits, lab.tiles()) == (2, 0, 0, before)
+    wrong = {"slides": {"mpp": 0.5}, "survey": {"mask": {"target": "pipeline.slides.tissue:Saturation", "args": {"threshold": 254}}}}
+    for _ in range(2):
+        with pytest.raises(JobFailed, match=r"no tissue is found on their 2 slides any more.*raise sync\.max_vanished"):
+            run(lab.job(**wrong))
+        assert lab.tiles() == before
+    meant = lab.run(**wrong, sync={"max_vanished": 1})
+    assert (meant.status, meant.removed, lab.tiles()) == ("done", len(before), {})

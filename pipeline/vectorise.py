@@ -2,8 +2,10 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,9 +97,9 @@ class Vectoriser:
             ready[index] = image
             size += bytes_more
         self._encode_ready(items, ready, journal, outcome)
-        failures = [problem.__cause__ for problem in outcome.problems if problem is not None and problem.reason == "encode_failed"]
+        failures = [problem.detail for problem in outcome.problems if problem is not None and problem.reason == "encode_failed"]
         if n > 1 and len(failures) == n:  # not the items' fault
-            raise failures[0] or ContractBroken("the encoder failed on every item")
+            raise ContractBroken(f"the encoder fails on each of {n} items: {failures[0]}")
         return outcome
 
     def _encode_ready(self, items: pa.Table, ready: dict[int, np.ndarray | None], journal: Journal, outcome: Outcome) -> None:
@@ -127,7 +129,7 @@ class Vectoriser:
                 try:
                     image, thumbnail = self._decode_one(item, text, data, journal)
                 except BadItem as bad:
-                    outcome.problems[start + index] = bad
+                    outcome.problems[start + index] = _bare(bad)
                     continue
                 finally:
                     outcome.spent("decode", started)
@@ -143,7 +145,7 @@ class Vectoriser:
                     image, outcome.measured[index] = pixels(row)
                     prepared, outcome.thumbnails[index] = self._prepared(image)
             except BadItem as bad:
-                outcome.problems[index] = bad
+                outcome.problems[index] = _bare(bad)
                 continue
             finally:
                 outcome.spent("decode", started)
@@ -253,6 +255,10 @@ def _failed(error: Exception, what: str) -> BadItem:
         raise MachineFault(
             f"{said}; met at {what}, taken alone: free memory, or lower compute.batch_size or compute.threads, and run again"
         ) from error
-    bad = BadItem("encode_failed", said)
-    bad.__cause__ = error
-    return bad
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return BadItem("encode_failed", f"{said} ({Path(place.filename).name}, line {place.lineno})")
+
+
+def _bare(bad: BadItem) -> BadItem:
+    """The problem without its traceback: frames hold the item's data, and the outcome, which would hold them, until the garbage is collected."""
+    return BadItem(bad.reason, bad.detail)

@@ -20,6 +20,9 @@ SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 MAX_FILE_BYTES = 64 * 2**20
 METADATA = pa.schema([pa.field("start", pa.int64()), pa.field("stop", pa.int64())])
 FILES_AT_ONCE = 64
+PIECE = 2**20
+"""Characters that go to the tokenizer together: it takes some 200 bytes a token."""
+SPAN = np.dtype((np.int32, 2))
 
 
 class TextFiles:
@@ -62,7 +65,7 @@ class TextFiles:
     def split(self, units: pa.Table) -> pa.Table:
         """Slices of at most 8,192 passages."""
         parts: list[tuple[str, str, Part]] = []
-        for batch in units.to_batches(FILES_AT_ONCE):
+        for batch in _together(units):
             names, versions = batch["unit"].to_pylist(), batch["version"].to_pylist()
             for unit, version, text in zip(names, versions, self._texts(names), strict=True):
                 if isinstance(text, BadItem):
@@ -95,14 +98,14 @@ class TextFiles:
         return [_decoded(data) for data in found]
 
     def _spans(self, text: str) -> np.ndarray:
-        """(N, 2) int64: where each passage starts and ends, in characters."""
+        """(N, 2) int64: where each of N passages starts and ends, in characters."""
         tokens = _words(text) if self.tokenizer is None else _tokens(text, self.tokenizer)
         size = self.chunk_tokens - self._added()
         step = size - self.overlap_tokens
         # The last passage is full of new tokens or the rest; one of overlap alone would repeat.
         firsts = np.arange(0, max(len(tokens) - self.overlap_tokens, 1), step)
         lasts = np.minimum(firsts + size, len(tokens)) - 1
-        return np.stack([tokens[firsts, 0], tokens[lasts, 1]], axis=1)
+        return np.stack([tokens[firsts, 0], tokens[lasts, 1]], axis=1).astype(np.int64)
 
     def _added(self) -> int:
         """Tokens that the tokenizer adds to a passage. Raises ConfigError if no room is left for text."""
@@ -132,16 +135,44 @@ def _of_a_container(bad: BadItem) -> BadItem:
     return BadItem(bad.reason, f"more than {MAX_FILE_BYTES} bytes, {slices.BOUND}") if bad.reason == "too_many_bytes" else bad
 
 
+def _together(units: pa.Table) -> Iterator[pa.Table]:
+    """Files that are held at once: `FILES_AT_ONCE` and `MAX_FILE_BYTES` at most."""
+    start = held = 0
+    for index, size in enumerate(units["bytes"].to_pylist()):
+        more = MAX_FILE_BYTES if size is None else min(size, MAX_FILE_BYTES)
+        if index > start and (index - start == FILES_AT_ONCE or held + more > MAX_FILE_BYTES):
+            yield units.slice(start, index - start)
+            start, held = index, 0
+        held += more
+    yield units.slice(start)
+
+
 def _words(text: str) -> np.ndarray:
-    return np.array([match.span() for match in re.finditer(r"\S+", text)], np.int64).reshape(-1, 2)
+    """Spans (N, 2) int32 of N words. One by one into the array: a list of them takes 128 bytes a word."""
+    return np.fromiter((match.span() for match in re.finditer(r"\S+", text)), SPAN)
 
 
 def _tokens(text: str, tokenizer: str) -> np.ndarray:
-    """Spans of the tokens that hold characters; at least one, the whole text, if the tokenizer knows none."""
+    """Spans (N, 2) int32 of the tokens that hold characters; at least one, the whole text, if the tokenizer knows none."""
+    spans = np.concatenate([_tokens_of(text[start:stop], tokenizer) + np.int32(start) for start, stop in _pieces(text)])
+    return spans if len(spans) else np.array([[0, len(text)]], np.int32)
+
+
+def _tokens_of(text: str, tokenizer: str) -> np.ndarray:
     encoded = _load(tokenizer)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spans = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-    spans = spans[spans[:, 1] > spans[:, 0]]
-    return spans if len(spans) else np.array([[0, len(text)]], np.int64)
+    spans: np.ndarray = np.fromiter(encoded["offset_mapping"], SPAN)
+    return spans[spans[:, 1] > spans[:, 0]]
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Where a text is cut for the tokenizer: before white space, if there is any in a piece."""
+    start = 0
+    while len(text) - start > PIECE:
+        stop = max((text.rfind(white, start + 1, start + PIECE) for white in (" ", "\n")), default=-1)
+        stop = stop if stop > start else start + PIECE
+        yield start, stop
+        start = stop
+    yield start, len(text)
 
 
 def _load(name: str) -> Any:

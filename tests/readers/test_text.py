@@ -1,6 +1,9 @@
+import tracemalloc
+
 import pytest
 
 from pipeline.config import ConfigError
+from pipeline.readers import text as reading
 from pipeline.readers.identity import position_ids
 from pipeline.readers.text import TextFiles
 from pipeline.testing import check_reader
@@ -63,6 +66,8 @@ def test_tokens_of_the_encoder_bound_each_passage(tmp_path, assets):
     expected = reference_tokens(tokenizer, text, size=48, overlap=10)
     assert [(row["start"], row["stop"]) for row in rows] == expected and len(rows) > 10
     assert all(text[row["start"] : row["stop"]] == row["text"] for row in rows)
+    covered = {place for row in rows for place in range(row["start"], row["stop"])}
+    assert all(character.isspace() for place, character in enumerate(text) if place not in covered)
     lengths = [len(tokenizer(row["text"])["input_ids"]) for row in rows]
     assert max(lengths) <= 52  # a word that is cut apart can need a token more on either side
     with pytest.raises(ConfigError, match="must be more than these and overlap_tokens=10 together"):
@@ -79,6 +84,46 @@ def reference_tokens(tokenizer, text, *, size, overlap):
         if first + size >= len(spans):
             return found
         first += size - overlap
+
+
+def test_a_long_text_goes_to_the_tokenizer_in_pieces(tmp_path, assets, monkeypatch):
+    """Whole, a file of 64 MiB took some 200 bytes for each of its tokens."""
+    (tmp_path / "a.txt").write_text(" ".join(f"Unbelievable pathology\nnumber{i}, naïve 漢字!" for i in range(60)))
+    whole = read_all(TextFiles(str(tmp_path), tokenizer=str(assets / "encoder/sentence"), chunk_tokens=50, overlap_tokens=10))
+    monkeypatch.setattr(reading, "PIECE", 100)
+    assert read_all(TextFiles(str(tmp_path), tokenizer=str(assets / "encoder/sentence"), chunk_tokens=50, overlap_tokens=10)) == whole
+    (tmp_path / "a.txt").write_text("一" * 250)  # no white space anywhere
+    rows = read_all(TextFiles(str(tmp_path), tokenizer=str(assets / "encoder/sentence"), chunk_tokens=52, overlap_tokens=0))
+    assert [(row["start"], row["stop"]) for row in rows] == [(0, 50), (50, 100), (100, 150), (150, 200), (200, 250)]
+
+
+def peak_of(work):
+    """Most bytes that Python and NumPy held at once."""
+    tracemalloc.start()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_large_files_are_planned_a_few_at_a_time(tmp_path, monkeypatch):
+    """Planning held 64 of them at once, of up to 64 MiB each."""
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 2**20)
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_bytes(b"x" * 600_000)
+    reader = TextFiles(str(tmp_path))
+    units = reader.list()
+    assert 600_000 < peak_of(lambda: reader.split(units)) < 4 * 600_000
+    assert reader.split(units)["unit"].to_pylist() == units["unit"].to_pylist()
+
+
+def test_short_words_cost_a_few_bytes_each(tmp_path):
+    """Where they are was kept in Python's numbers, 128 bytes a word: 4 GB for a file of 64 MiB."""
+    words = 2**18
+    (tmp_path / "a.txt").write_bytes(b"a " * words)
+    reader = TextFiles(str(tmp_path), chunk_tokens=8000, overlap_tokens=0)
+    units = reader.list()
+    assert peak_of(lambda: reader.split(units)) < 40 * words
 
 
 def test_many_passages_are_many_slices(tmp_path):

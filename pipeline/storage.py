@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from pipeline.config import ConfigError, nearest
 from pipeline.media import BadItem
 from pipeline.sorting import sort_rows
-from pipeline.stores import CONNECTIONS, check_credentials, check_forbidden, filesystem, probe, reaching
+from pipeline.stores import CONNECTIONS, check_credentials, check_forbidden, filesystem, listing_all, probe, reaching
 from schemas.items import LISTING
 
 FOUND = pa.schema([LISTING.field(name) for name in ("unit", "version", "bytes")])
@@ -48,8 +48,9 @@ def find(uri: str | Sequence[str], *, suffixes: Sequence[str] | None = None, sto
     """Every file of a folder (at any depth), a glob, a file, or a list of these: schema FOUND, sorted by `unit`.
 
     `suffixes`: which files of a folder count, such as `.jpg`, in any case; a file that is named, or a glob that ends in
-    a suffix of its own, is taken as it is. A folder that is reached by two ways is listed once; a broken link is listed,
-    so that it becomes a reject and not a silence. Raises ConfigError if there is nothing, or it cannot be reached.
+    a suffix of its own, is taken as it is. A folder that is reached by two ways is listed once; a broken link and a name
+    that is not UTF-8 are listed, so that they become rejects and not a silence. Raises ConfigError if there is nothing, or any
+    folder cannot be listed.
     """
     places = [uri] if isinstance(uri, str) else list(uri)
     if not places or not all(places):
@@ -72,11 +73,21 @@ def find(uri: str | Sequence[str], *, suffixes: Sequence[str] | None = None, sto
 def _blocks(entries: Iterator[tuple[str, Entry]]) -> Iterator[pa.RecordBatch]:
     """Files as they are found, FOUND's columns: as Arrow strings they take a third of the memory of Python's."""
     while block := list(itertools.islice(entries, FILES_A_BLOCK)):
-        columns = [[unit for unit, _ in block], [version for _, (version, _) in block], [size for _, (_, size) in block]]
         try:
-            yield pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, FOUND, strict=True)], schema=FOUND)
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"a file's name is not UTF-8: {error.object!r}; rename it") from error
+            yield _block(block)
+        except UnicodeEncodeError:
+            yield _block([_shown(*found) for found in block])
+
+
+def _block(found: Sequence[tuple[str, Entry]]) -> pa.RecordBatch:
+    columns = [[unit for unit, _ in found], [version for _, (version, _) in found], [size for _, (_, size) in found]]
+    return pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, FOUND, strict=True)], schema=FOUND)
+
+
+def _shown(path: str, entry: Entry) -> tuple[str, Entry]:
+    """A file whose name is not UTF-8 under a name that can be stored, caf\\xe9.jpg: it will not be found, and is a reject, not a silence."""
+    name = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return (path, entry) if name == path else (name, ("not-utf8", None))
 
 
 def look(uri: str, storage_options: dict[str, Any] | None = None) -> dict[str, Entry]:
@@ -173,6 +184,7 @@ def _find_local(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str
 
 
 def _glob_local(pattern: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Entry]]:
+    _check_folders(pattern)
     for path in glob.iglob(pattern, recursive=True):
         name = path.rpartition("/")[2]
         if os.path.isdir(path):
@@ -180,6 +192,16 @@ def _glob_local(pattern: str, wanted: Callable[[str], bool]) -> Iterator[tuple[s
                 yield from _walk(path, wanted)
         elif wanted(name) and not _hidden(name):
             yield path, _entry(os.stat(path))
+
+
+def _check_folders(pattern: str) -> None:
+    """Raise PermissionError if there is a folder on the way that may not be listed: `glob` steps over it, and says nothing."""
+    parts = pattern.split("/")
+    for index, part in enumerate(parts):
+        if glob.has_magic(part):
+            folders = "/".join([*parts[: index + (part == "**")], ""])
+            for folder in glob.iglob(folders, recursive=True):
+                os.scandir(folder).close()
 
 
 def _walk(root: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Entry]]:
@@ -239,12 +261,13 @@ def _find_remote(place: str, wanted: Callable[[str], bool], storage_options: dic
         if info is not None and info["type"] == "file":
             yield store.unstrip_protocol(info["name"]), _remote_entry(info)
             return
-        if info is not None:
-            infos, root = store.find(path, detail=True), path
-        elif glob.has_magic(path):
-            infos, root = store.glob(path, detail=True), path[: _magic_at(path)].rpartition("/")[0]
-        else:
-            raise ConfigError(_missing_remote(place, store, path))
+        with listing_all(store):
+            if info is not None:
+                infos, root = store.find(path, detail=True), path
+            elif glob.has_magic(path):
+                infos, root = store.glob(path, detail=True), path[: _magic_at(path)].rpartition("/")[0]
+            else:
+                raise ConfigError(_missing_remote(place, store, path))
         for name, entry in infos.items():
             parts = name[len(root) :].strip("/").split("/")
             if entry["type"] == "file" and not name.endswith("/") and wanted(parts[-1]) and not any(map(_hidden, parts)):
@@ -335,8 +358,12 @@ def _read_local(path: str, max_bytes: int) -> bytes | BadItem:
         # A disk that fails, or too many open files, is no item's fault.
         if isinstance(error, OSError) and error.errno not in ITEMS_FAULT:
             raise
-        return BadItem("missing", f"{type(error).__name__}: {error}")
+        return BadItem("missing", f"{type(error).__name__}: {error}{_rename(path)}")
     return data if len(data) <= max_bytes else _too_large(len(data), max_bytes)
+
+
+def _rename(path: str) -> str:
+    return "; if its name is not UTF-8, rename it" if "\\x" in path else ""
 
 
 def _too_large(size: int | None, max_bytes: int) -> BadItem:

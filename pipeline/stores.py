@@ -83,6 +83,43 @@ def reaching(uri: str) -> Iterator[None]:
         raise ConfigError(f"{uri} cannot be reached ({said}); {fix}") from error
 
 
+@contextmanager
+def listing_all(store: Any) -> Iterator[None]:
+    """Raise what kept `store` from listing a folder: fsspec's walks leave such a folder out, and say nothing.
+
+    fsspec gives each thread a store of its own, so nobody else's listings are met. A folder that was deleted meanwhile has no files.
+    """
+    name = "_ls" if store.async_impl else "ls"
+    listed, failures = getattr(store, name), list[tuple[str, OSError]]()
+
+    @contextmanager
+    def noting(path: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            failures.append((path, error))
+            raise
+
+    def ls(path: str, *args: Any, **kwargs: Any) -> Any:
+        with noting(path):
+            return listed(path, *args, **kwargs)
+
+    async def ls_async(path: str, *args: Any, **kwargs: Any) -> Any:
+        with noting(path):
+            return await listed(path, *args, **kwargs)
+
+    setattr(store, name, ls_async if store.async_impl else ls)
+    try:
+        yield
+    finally:
+        delattr(store, name)
+    for path, error in failures:
+        with reaching(store.unstrip_protocol(path)):
+            raise error
+
+
 def probe(uri: str, storage_options: dict[str, Any]) -> dict[str, Any] | None:
     """What the store says of a path, or None if there is nothing. In seconds, where the listing itself may take an hour."""
     options = dict(storage_options)

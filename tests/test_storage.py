@@ -7,6 +7,8 @@ import time
 
 import boto3
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractFileSystem
 from moto.server import ThreadedMotoServer
 
 from pipeline.config import ConfigError
@@ -128,11 +130,52 @@ def test_a_missing_package_and_an_unknown_store_say_what_to_do():
         find("s3b://bucket/photos")
 
 
-def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path):
+def test_a_name_that_is_not_utf8_costs_itself_only(tmp_path):
+    """It ended the run."""
+    fill(tmp_path, ["a.jpg", "d.jpg"])
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
         file.write(b"x")
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        find(str(tmp_path))
+    found = find(str(tmp_path), suffixes=[".jpg"])
+    assert found["unit"].to_pylist() == [f"{tmp_path}/{name}" for name in ("a.jpg", "caf\\xe9.jpg", "d.jpg")]
+    assert found["version"][1].as_py() == "not-utf8"
+    [_, missing, _] = fetch(found["unit"].to_pylist(), max_bytes=100)
+    assert missing.reason == "missing" and missing.detail.endswith("if its name is not UTF-8, rename it")
+
+
+def refusing(monkeypatch, module, name, folder, error):
+    """Let a module's listing fail in one folder: root, as whom tests may run, may read everything."""
+    listed = getattr(module, name)
+
+    def raising(*args, **kwargs):
+        if str(args[-1]).rstrip("/") == folder:
+            raise error
+        return listed(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, raising)
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/*.jpg", "/**/*.jpg", "/[ab]"])
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch, pattern):
+    """A pattern stepped over it, and its files were called gone."""
+    fill(tmp_path, ["a/1.jpg", "b/2.jpg"])
+    error = PermissionError(13, "Permission denied", f"{tmp_path}/b")
+    refusing(monkeypatch, os, "scandir", f"{tmp_path}/b", error)
+    with pytest.raises(ConfigError, match="b may not be read by this user"):
+        find(str(tmp_path) + pattern)
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/*.jpg", "/**/*.jpg"])
+@pytest.mark.parametrize("error", [PermissionError("no"), OSError("lost the connection")])
+def test_a_folder_that_a_store_does_not_list_is_named(monkeypatch, pattern, error):
+    """fsspec's walks leave it out."""
+    store = MemoryFileSystem()
+    for name in ("a/1.jpg", "b/2.jpg"):
+        store.pipe(f"/refusing/{name}", b"x")
+    monkeypatch.setattr(MemoryFileSystem, "find", AbstractFileSystem.find)
+    assert find(f"memory://refusing{pattern}").num_rows == 2
+    refusing(monkeypatch, MemoryFileSystem, "ls", "/refusing/b", error)
+    with pytest.raises(ConfigError, match=r"memory://(.*/)?refusing/b(: forbidden| cannot be reached)"):
+        find(f"memory://refusing{pattern}")
 
 
 def test_fetch_keeps_order_and_gives_reasons(tmp_path):

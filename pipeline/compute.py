@@ -28,7 +28,8 @@ class Compute(Model):
     address: str | None = None
     """A Ray cluster to connect to; none: the one that `ray job submit` started this in, else a Ray of its own on this machine."""
     actors: pydantic.PositiveInt | None = None
-    """Encoder actors at most; none: one a GPU, or one a node without GPUs. The pool grows as the cluster has room."""
+    """Encoder actors at most; none: one a GPU, or one a node without GPUs. The pool grows as the cluster has room; a cluster that starts
+    machines by itself (`ray up`, KubeRay) is asked for room for all of them at once, or, with none, for more while those there are busy."""
     cpus: pydantic.PositiveFloat | None = None
     """CPUs that an actor takes; none: a node's share."""
     gpus: pydantic.NonNegativeFloat = 0
@@ -45,23 +46,44 @@ class Sizes(Model):
     """What `Compute` comes to on a given cluster."""
 
     actors: int
+    """Those that there is room for now, if `compute` does not say how many."""
+    at_once: int
+    """So many are asked for at the start, and the rest when those are busy."""
+    at_most: int | None
+    """None: as many as a growing cluster finds room for."""
     cpus: float
     gpus: float
     threads: int
     batch_size: int
 
 
-def sizes(compute: Compute, nodes: list[dict[str, float]]) -> Sizes:
-    """Fit `compute` to the nodes' resources (`CPU`, `GPU`). Raises ConfigError if no node can hold one actor."""
+def holds(compute: Compute, node: dict[str, float]) -> bool:
+    """Whether a node of these resources (`CPU`, `GPU`) has room for an actor."""
+    return node.get("CPU", 0) >= (compute.cpus or 1) and node.get("GPU", 0) >= compute.gpus
+
+
+def sizes(compute: Compute, nodes: list[dict[str, float]], *, growing: bool = False) -> Sizes:
+    """Fit `compute` to the nodes' resources. Raises ConfigError if no node can hold one actor.
+
+    `growing`: the cluster starts machines when more is asked of it than it has.
+    """
     node = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)))
     node_cpus, node_gpus = node.get("CPU", 0), node.get("GPU", 0)
     a_node = max(1, math.floor(node_gpus / compute.gpus)) if compute.gpus else 1
     # One CPU stays free for Ray Data's own tasks: a pool that takes every CPU can wait for them for ever.
     cpus = compute.cpus or max(1, math.floor((node_cpus - 1) / a_node))
     threads = compute.threads or (math.ceil(compute.cpus) if compute.cpus else max(1, math.floor(node_cpus / a_node)))
-    if cpus > node_cpus or compute.gpus > node_gpus:
+    if not holds(compute, node):
         have = f"the largest node has {node_cpus:g} CPUs and {node_gpus:g} GPUs"
         raise ConfigError(f"an actor takes compute.cpus={cpus:g} and compute.gpus={compute.gpus:g}, but {have}")
     in_all = sum(math.floor(n.get("GPU", 0) / compute.gpus) for n in nodes) if compute.gpus else len(nodes)
-    batch_size = compute.batch_size or (GPU_BATCH if compute.gpus else CPU_BATCH)
-    return Sizes(actors=compute.actors or max(1, in_all), cpus=cpus, gpus=compute.gpus, threads=threads, batch_size=batch_size)
+    actors = compute.actors or max(1, in_all)
+    return Sizes(
+        actors=actors,
+        at_once=actors if growing and compute.actors else 1,
+        at_most=None if growing and compute.actors is None else actors,
+        cpus=cpus,
+        gpus=compute.gpus,
+        threads=threads,
+        batch_size=compute.batch_size or (GPU_BATCH if compute.gpus else CPU_BATCH),
+    )

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +17,19 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from pipeline.compute import Compute, Sizes
+from pipeline.compute import Compute, Sizes, holds, sizes
 from pipeline.config import ConfigError
 from pipeline.plan import Chunk
 from pipeline.table.stage import Receipt
 from pipeline.work import CHUNKS_AT_ONCE, ChunkWorker, Task
 
 log = logging.getLogger(__name__)
+
+MACHINE_S = 1800
+"""Longest wait for the first machine that can hold an actor, on a cluster that starts machines by itself."""
+SAY_S = 60
+NODE_GROUP = "ray.io/node-group"
+"""Label of a node that an autoscaler, or KubeRay, started. Ray itself does not tell what an autoscaler may start."""
 
 
 @contextlib.contextmanager
@@ -53,6 +60,43 @@ def _start(compute: Compute) -> None:
 def cluster_nodes() -> list[dict[str, float]]:
     """Resources of the nodes that are alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def fitted(compute: Compute) -> Sizes:
+    """How wide a run is on this cluster. Where the cluster starts machines by itself it is asked for the first one, and waited for.
+
+    Raises ConfigError if no node can hold one actor. Ray must be running.
+    """
+    grows = growing()
+    if grows and not any(holds(compute, node) for node in cluster_nodes()):
+        await_machines([{"CPU": compute.cpus or 1, "GPU": compute.gpus}])
+    nodes = cluster_nodes()
+    return sizes(compute, nodes, growing=grows)
+
+
+def growing() -> bool:
+    """Whether the cluster starts machines by itself when more is asked of it than it has."""
+    return any(NODE_GROUP in node.get("Labels", {}) for node in ray.nodes() if node["Alive"])
+
+
+def await_machines(needs: list[dict[str, float]]) -> None:
+    """Ask a growing cluster for room (`CPU`, `GPU`) for all of `needs` at once, and wait for it. Raises ConfigError after `MACHINE_S`."""
+    bundles = [{name: amount for name, amount in need.items() if amount} for need in needs]
+    told = " and ".join(f"{amount:g} {name}" for name, amount in bundles[0].items())
+    told = f"a machine with {told}" if len(needs) == 1 else f"machines with room for all workers, {told} each"
+    log.info("the cluster has no room yet: waiting for it to start %s", told)
+    group = ray.util.placement_group(bundles)
+    started = time.monotonic()
+    try:
+        while not group.wait(SAY_S):
+            if time.monotonic() - started > MACHINE_S:
+                raise ConfigError(
+                    f"the cluster did not start {told} within {MACHINE_S // 60} minutes; `ray status` says why: "
+                    "is there a node type with as much, does its max_workers allow it, and has the cloud one left?"
+                )
+            log.info("still waiting for %s (%.0f s)", told, time.monotonic() - started)
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 class EmbedChunks:
@@ -89,7 +133,10 @@ def embed(chunks: list[Chunk], task: Task, fit: Sizes) -> Iterator[Receipt]:
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=fit.actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=CHUNKS_AT_ONCE
+            min_size=min(fit.at_once, len(chunks)),
+            max_size=fit.at_most,
+            enable_true_multi_threading=True,
+            max_concurrent_calls_per_actor=CHUNKS_AT_ONCE,
         ),
         num_cpus=fit.cpus,
         num_gpus=fit.gpus or None,

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pydantic
 
 from pipeline.adopt import adopt
-from pipeline.compute import Compute, Sizes, sizes
+from pipeline.compute import Compute, Sizes
 from pipeline.config import ConfigError, JobFailed, Model, Ref, nearest
 from pipeline.encoders import Encoder
 from pipeline.known import WHOLE, Contents, hash64
@@ -431,10 +431,10 @@ def workers(compute: Compute, *, wanted: bool) -> Iterator[Sizes | None]:
     if not wanted:
         yield None
         return
-    from pipeline.embed import cluster_nodes, running_ray  # ray: only a run that has work pays for it
+    from pipeline.embed import fitted, running_ray  # ray: only a run that has work pays for it
 
     with running_ray(compute):
-        yield sizes(compute, cluster_nodes())
+        yield fitted(compute)
 
 
 def embed_chunks(filling: Filling, fit: Sizes | None) -> None:

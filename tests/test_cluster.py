@@ -42,3 +42,9 @@ def test_the_cluster_runs_the_ray_that_is_pinned_and_asks_for_the_token():
     starts = [c for c in config["head_start_ray_commands"] + config["worker_start_ray_commands"] if "ray start" in c]
     assert len(starts) == 2
     assert all(command.startswith("export RAY_AUTH_MODE=token; ") for command in starts)
+
+
+def test_every_machine_may_read_the_store():
+    """Ray's own profile goes to the head only: the workers, which read and write, had no rights."""
+    for name, kind in cluster()["available_node_types"].items():
+        assert "IamInstanceProfile" in kind["node_config"], name

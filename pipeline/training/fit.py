@@ -42,21 +42,35 @@ def check_gpus(workers: Workers) -> None:
 
 
 def check_room(workers: Workers, *, readers: int) -> None:
-    """Raises ConfigError if the cluster is smaller than `num` workers and their `readers`, for which Ray would wait for ever. Ray must be running."""
-    nodes = embed.cluster_nodes()
+    """Raises ConfigError if the cluster is smaller than `num` workers and their `readers`, for which Ray would wait for ever. Ray must be running.
+
+    A cluster that starts machines by itself is asked for them, and waited for.
+    """
+    lacking = _lacking(workers, readers, embed.cluster_nodes())
+    if lacking and embed.growing():
+        needs = [{"CPU": workers.cpus, "GPU": float(workers.gpus)}] * workers.num
+        embed.await_machines(needs + [{"CPU": 1.0}] * (workers.num * readers))
+        lacking = _lacking(workers, readers, embed.cluster_nodes())
+    if lacking:
+        raise ConfigError(lacking)
+
+
+def _lacking(workers: Workers, readers: int, nodes: list[dict[str, float]]) -> str | None:
+    """For what the nodes have no room, and what to do about it."""
     places = sum(min(int(node.get("CPU", 0) // workers.cpus), int(node.get("GPU", 0) // workers.gpus) if workers.gpus else 10**9) for node in nodes)
     if places < workers.num:
         have = f"{sum(node.get('CPU', 0) for node in nodes):g} CPUs and {sum(node.get('GPU', 0) for node in nodes):g} GPUs on {len(nodes)} nodes"
-        raise ConfigError(
+        return (
             f"workers.num={workers.num} with workers.cpus={workers.cpus:g} and workers.gpus={workers.gpus} do not fit the cluster, which has {have}: "
             f"there is room for {places} of them"
         )
     left = int(sum(node.get("CPU", 0) for node in nodes) - workers.num * workers.cpus)
     if left < workers.num * readers:
-        raise ConfigError(
+        return (
             f"feeding.workers={readers} for each of workers.num={workers.num} take {workers.num * readers} CPUs beside the workers' own, and the "
             f"cluster has {left} left; lower it, or set it to 0"
         )
+    return None
 
 
 def running_ray(workers: Workers) -> contextlib.AbstractContextManager[None]:

@@ -33,7 +33,7 @@ class Compute(Model):
     cpus: pydantic.PositiveFloat | None = None
     """CPUs that an actor takes; none: a node's share."""
     gpus: pydantic.NonNegativeFloat = 0
-    """GPUs that an actor takes; 0: the encoder runs on CPUs."""
+    """GPUs that an actor takes; 0: the encoder runs on CPUs, also where there are GPUs."""
     threads: pydantic.PositiveInt | None = None
     """Threads of an actor, each decoding and encoding; none: as many as its CPUs."""
     batch_size: pydantic.PositiveInt | None = None

@@ -51,8 +51,11 @@ def _start(compute: Compute) -> None:
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR, **local)
-    except ConnectionError as error:
-        raise ConfigError(f"compute.address={address!r}: no Ray cluster answers there ({error})") from error
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise ConfigError(
+            f"compute.address={address!r}: no Ray cluster answers there, or it asks for a token: set RAY_AUTH_MODE=token, with its token in "
+            f"~/.ray/auth_token ({str(error).splitlines()[0]})"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # ray.init puts its own in place, which ends the process without a last commit
 
@@ -71,6 +74,8 @@ def fitted(compute: Compute) -> Sizes:
     if grows and not any(holds(compute, node) for node in cluster_nodes()):
         await_machines([{"CPU": compute.cpus or 1, "GPU": compute.gpus}])
     nodes = cluster_nodes()
+    if not compute.gpus and any(node.get("GPU") for node in nodes):
+        log.info("the cluster has GPUs, and compute.gpus is 0: the encoder runs on CPUs")
     return sizes(compute, nodes, growing=grows)
 
 
@@ -99,10 +104,17 @@ def await_machines(needs: list[dict[str, float]]) -> None:
         ray.util.remove_placement_group(group)
 
 
+def hide_gpus_of_others() -> None:
+    """Without a GPU in a task, torch must see none: Ray leaves the variable alone then, and the encoder would take GPUs that Ray gives to others."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 class EmbedChunks:
     """Ray Data actor: a `ChunkWorker` that takes its chunks from Arrow rows."""
 
     def __init__(self, task: "ray.ObjectRef[Task]") -> None:
+        hide_gpus_of_others()
         told: Task = ray.get(task)
         if told.threads > 1:
             # The threads are the parallelism: each of them multiplying matrices with threads of its own is slower.

@@ -29,7 +29,7 @@ from pipeline.media import Limits
 from pipeline.plan import Note, Plan, listing_version, plan
 from pipeline.progress import Meter
 from pipeline.readers import Reader
-from pipeline.report import EmbedReport, cause_of, too_many_rejects
+from pipeline.report import EmbedReport, cause_of, explains_itself, too_many_rejects
 from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
 from pipeline.table.commit import Committed, Committer
 from pipeline.table.contents import ids_in, quoted, read_batches, read_contents, read_notes, unit_states
@@ -175,7 +175,7 @@ class Filling:
         except Exception as error:
             if isinstance(error, ConfigError) and not self.opened:
                 raise
-            if not isinstance(error, JobFailed):
+            if not explains_itself(error):
                 log.exception("the run ends early")
             self.problem = cause_of(error)
 

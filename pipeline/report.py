@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pipeline.config import ConfigError, JobFailed
 from pipeline.media import Limits
 
+CONFIG_ERROR = f"{ConfigError.__module__}.{ConfigError.__qualname__}: "
+"""How the traceback of a worker that has met one begins its last line."""
+
 
 @dataclass
 class EmbedReport:
@@ -63,7 +66,12 @@ def cause_of(error: Exception) -> str:
     if isinstance(error, ConfigError | JobFailed):
         return str(error)
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if len(lines) > 1 else f"{type(error).__name__}: {error}"
+    return lines[-1].strip().removeprefix(CONFIG_ERROR) if len(lines) > 1 else f"{type(error).__name__}: {error}"
+
+
+def explains_itself(error: Exception) -> bool:
+    """Whether its message, or a worker's, says what to do: a traceback would only hide it."""
+    return isinstance(error, ConfigError | JobFailed) or str(error).strip().rpartition("\n")[2].startswith(CONFIG_ERROR)
 
 
 def too_many_rejects(rejected: int, listed: int, limits: Limits) -> str:

@@ -1,6 +1,7 @@
 """Readers and encoders that tests run jobs with: small, real, and with faults that can be ordered."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -168,14 +169,14 @@ class DiesAfterStaging(Hashing):
 
 
 class Slow(Hashing):
-    """Hashing that takes its time, and leaves a file named after the session of processes it ran in: on which raylet."""
+    """Hashing that takes its time, and leaves a file named after the session of processes it ran in, on which raylet: the GPUs it saw."""
 
     def __init__(self, dim: int = 16, seconds: float = 0.0, memory: str = "."):
         super().__init__(dim=dim)
         self.seconds, self.memory = seconds, memory
 
     def encode(self, items: pa.Table) -> np.ndarray:
-        (Path(self.memory) / f"session-{os.getsid(0)}").touch()
+        (Path(self.memory) / f"session-{os.getsid(0)}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         time.sleep(self.seconds)
         return super().encode(items)
 
@@ -196,3 +197,19 @@ class Quadrants:
         image = image[:: max(1, len(image) // 64)]  # every row of a small one
         halves = [part for half in np.array_split(image, 2, axis=0) for part in np.array_split(half, 2, axis=1)]
         return np.array([*np.concatenate([half.mean(axis=(0, 1)) for half in halves]) / 255, 1.0])
+
+
+class Forbidden:
+    """An encoder whose weights may not be read."""
+
+    def __init__(self) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/weights")
+
+
+class WithoutItsGpu(Hashing):
+    """An encoder that was told to run on a GPU."""
+
+    def load(self) -> None:
+        from pipeline.encoders.precision import device_of
+
+        device_of("cuda")

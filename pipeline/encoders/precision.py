@@ -23,7 +23,9 @@ def check_dtype(dtype: str) -> None:
 
 
 def device_of(device: str | None) -> torch.device:
-    """The device that was asked for; else CUDA where there is one, else the CPU."""
+    """The device that was asked for; else CUDA where there is one, else the CPU. Raises ConfigError if CUDA is asked for and no GPU is seen."""
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={device!r}, and no GPU is seen here; give the workers one with compute.gpus=1, or leave `device` out")
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

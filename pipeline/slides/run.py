@@ -21,7 +21,7 @@ from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_
 from pipeline.plan import Plan
 from pipeline.progress import Meter
 from pipeline.readers.slides import Tiles
-from pipeline.report import cause_of
+from pipeline.report import cause_of, explains_itself
 from pipeline.slides.current import WITH_TILES, Comparison, Row, compare, identify
 from pipeline.slides.handles import Cache
 from pipeline.slides.inventory import Inventory, Slides, take_inventory
@@ -375,7 +375,8 @@ def run_slides(job: SlidesJob, work: Work, started: float, *, begin: Callable[[]
     except Exception as error:
         if isinstance(error, ConfigError) and not work.begun:
             raise
-        log.exception("the run ends early")
+        if not explains_itself(error):
+            log.exception("the run ends early")
         problem = cause_of(error)
     try:
         finish(work, report)

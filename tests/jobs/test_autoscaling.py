@@ -87,6 +87,7 @@ def test_machines_with_gpus_are_started_from_none(head, tmp_path):
     assert json.loads(done.stdout)["written"] == ITEMS
     assert "waiting for it to start a machine with 1 CPU and 1 GPU" in done.stderr
     assert "2 GPUs" in done.stderr, "Ray's autoscaler did not tell of a second machine"
+    assert {seen.read_text() for seen in tmp_path.glob("session-*")} == {"0"}
 
 
 def test_a_training_run_waits_for_machines_that_are_not_there_yet(head):

@@ -167,6 +167,8 @@ def test_a_submitted_job_makes_the_table_that_a_local_run_makes(head, second, tm
     report = finish(*submit(head, job_file(tmp_path, texts, seconds=0.1)))
     assert (report["listed"], report["written"], report["failed"], report["rejected"]) == (ITEMS, ITEMS, 0, 0)
     assert rows(tmp_path) == uninterrupted
+    # With compute.gpus=0 the encoder took every GPU that it saw, and Ray knew nothing of it.
+    assert {seen.read_text() for seen in tmp_path.glob("session-*")} == {""}
     again = finish(*submit(head, tmp_path / "job.yaml"))
     assert (again["unchanged"], again["written"], again["table_version"]) == (ITEMS, 0, report["table_version"])
 

@@ -415,3 +415,10 @@ def test_a_table_that_cannot_be_read_at_the_end_does_not_cost_the_report(tmp_pat
     monkeypatch.setattr("pipeline.fill.describe", fails_at(1, ConfigError("cannot open the table")))
     report = run(job_of(tmp_path, texts))
     assert (report.written, report.rows_in_table, report.table_version) == (30, None, None)
+
+
+def test_an_encoder_for_a_gpu_says_in_one_line_that_it_was_given_none(tmp_path, texts, caplog):
+    """The line stood at the end of forty lines of traceback."""
+    with pytest.raises(JobFailed, match=r"^device='cuda', and no GPU is seen here; give the workers one with compute.gpus=1"):
+        run(job_of(tmp_path, texts, encoder={"target": "tests.sources:WithoutItsGpu"}))
+    assert "Traceback" not in caplog.text

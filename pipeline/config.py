@@ -72,7 +72,7 @@ class Ref(Model):
         args = {name: Ref.model_validate(value).build() if _is_ref(value) else value for name, value in self.args.items()}
         try:
             return target(**args)
-        except (TypeError, ValueError, FileNotFoundError) as error:
+        except (TypeError, ValueError, OSError) as error:
             raise ConfigError(f"{self.target}: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """Every wrong input: a clear error, exit status 2, and no Ray."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from jobs.train import TrainJob
 from pipeline.command import keys
 from pipeline.config import ConfigError, Ref, load
 from pipeline.redact import dropping_secrets, without_secrets
+from pipeline.table.at import TableAt
+from pipeline.table.swap import self_test
 
 ROOT = Path(__file__).parent.parent
 EMBED_FILES = [ROOT / "jobs/embed.yaml", ROOT / "demo/photos.yaml", ROOT / "demo/products.yaml"]
@@ -194,3 +197,28 @@ def test_only_what_is_a_credential_is_hidden():
         ],
     }
     assert dropping_secrets({**shown, "inner": hidden, "token": None}) == {**shown, "inner": {}, "token": None}
+
+
+def test_a_run_that_lacks_the_clusters_token_is_told_how_to_give_it(job, tmp_path):
+    """It ended in a traceback."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "HOME": str(tmp_path),
+        "RAY_AUTH_MODE": "token",
+    }
+    command = [sys.executable, "-m", "jobs.embed", str(job), "compute.address=127.0.0.1:1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "RAY_AUTH_MODE=token" in done.stderr and "~/.ray/auth_token" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_files_that_may_not_be_read_are_the_jobs_fault():
+    """Weights without the right to read them ended in a traceback."""
+    with pytest.raises(ConfigError, match=r"tests.sources:Forbidden: .*Permission denied: '/weights'"):
+        Ref(target="tests.sources:Forbidden").build()
+
+
+def test_a_database_that_cannot_be_written_is_named_as_the_job_names_it():
+    """It was told of a file that it had never heard of: cannot create .../selftest-3f2a.lance."""
+    with pytest.raises(ConfigError, match=r"table.uri='/proc/nowhere' cannot be written"):
+        self_test(TableAt(uri="/proc/nowhere", name="t"))

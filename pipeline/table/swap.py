@@ -25,6 +25,7 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
+from pipeline.config import ConfigError
 from pipeline.table.at import TableAt, create_dataset
 from pipeline.table.contents import id_predicate, rows_with
 
@@ -106,7 +107,10 @@ def self_test(at: TableAt) -> None:
     """Prove on a scratch table in the same store that stale commits are refused. Raises EngineRefused if one is accepted."""
     scratch = TableAt(uri=at.uri, name=f"selftest-{uuid.uuid4().hex[:12]}", storage_options=at.storage_options)
     schema = pa.schema([pa.field("id", pa.string(), nullable=False)])
-    empty = create_dataset(scratch.path(), schema, at.storage_options)
+    try:
+        empty = create_dataset(scratch.path(), schema, at.storage_options)
+    except ConfigError as error:
+        raise ConfigError(f"table.uri={at.uri!r} cannot be written: {error}") from error
     try:
         fragments = write_fragments(pa.table({"id": ["a", "b"]}, schema=schema), empty, mode="append", storage_options=at.options)
         filled = insert(empty, fragments, at.options)

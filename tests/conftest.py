@@ -23,3 +23,32 @@ def assets():
         return fetch()
     except Unavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 server: a client that may do everything, and fsspec's storage options."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
+    yield boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"), options
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_server, monkeypatch):
+    """The server as the environment names it; gives the client."""
+    import s3fs
+
+    client, options = s3_server
+    names = {"AWS_ENDPOINT_URL": "endpoint_url", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for name, key in names.items():
+        monkeypatch.setenv(name, options[key])
+    # fsspec keeps stores by their arguments, and does not look at the environment again.
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield client
+    s3fs.S3FileSystem.clear_instance_cache()

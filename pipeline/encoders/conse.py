@@ -19,6 +19,7 @@ import torch
 from pipeline.config import ConfigError, nearest
 from pipeline.encoders.inputs import inputs_of
 from pipeline.encoders.lineage import fingerprint_of, sha256_of
+from pipeline.encoders.local_copy import local_copy
 from pipeline.encoders.once import Once
 from pipeline.encoders.pixels import Pixels
 from pipeline.encoders.precision import Dtype, autocast, check_dtype, device_of, place, unit
@@ -59,11 +60,11 @@ class ConSE:
         batch_size: int = 16,
     ) -> None:
         check_dtype(dtype)
-        if not Path(classifier).expanduser().is_file():
+        path = local_copy(classifier)
+        if not path.is_file():
             raise ConfigError(f"there is no file {classifier}; for the demonstration's weights run python -m demo.assets")
         if temperature <= 0 or (top is not None and not 1 <= top <= NUM_CLASSES) or batch_size < 1:
             raise ConfigError(f"temperature={temperature} must be above 0, top={top} between 1 and {NUM_CLASSES}, batch_size={batch_size} at least 1")
-        path = Path(classifier).expanduser().absolute()
         preprocess = _preprocess(architecture)
         self._sentence = Sentence(sentence, dtype=dtype, device=device)
         self._resize, self._pixels = Resize.of(preprocess), Pixels(preprocess["mean"], preprocess["std"])

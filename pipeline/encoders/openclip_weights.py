@@ -1,6 +1,6 @@
 """Which model and which weights a name of open_clip's stands for, found out before any weights load.
 
-Four kinds of names: a model of open_clip with a pretrained tag or a checkpoint file; `local-dir:FOLDER`;
+Four kinds of names: a model of open_clip with a pretrained tag or a checkpoint file; `local-dir:FOLDER`, a path or a URI;
 `hf-hub:ORG/NAME`, optionally with @REVISION.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config import ConfigError, nearest
 from pipeline.encoders.lineage import hub_commit, sha256_of, sha256_of_all, snapshot
+from pipeline.encoders.local_copy import is_uri, local_copy
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG = "open_clip_config.json"
@@ -62,11 +63,11 @@ def resolve(model: str, pretrained: str | None, cache_dir: str | None) -> Resolv
     if model.startswith((LOCAL, HUB)) and pretrained is not None:
         raise ConfigError(f"pretrained={pretrained!r} does not go with {model}, which has its own weights; leave it out")
     if model.startswith(LOCAL):
-        return _folder(Path(model.removeprefix(LOCAL)).expanduser().absolute())
+        return _folder(local_copy(model.removeprefix(LOCAL)))
     if model.startswith(HUB):
         repo, _, revision = model.removeprefix(HUB).partition("@")
         return _hub(repo, revision or None, cache_dir)
-    if (Path(model).expanduser() / CONFIG).is_file():
+    if is_uri(model) or (Path(model).expanduser() / CONFIG).is_file():
         raise ConfigError(f"model={model!r} is a folder; write {LOCAL}{model}")
     return _builtin(model.replace("/", "-"), pretrained)
 
@@ -132,7 +133,7 @@ def _builtin(name: str, pretrained: str | None) -> Resolved:
         _check_activation(name, pretrained, config, entry, names)
         source = {key: entry[key] for key in ("hf_hub", "url", "file") if entry.get(key)}
         return Resolved(name, pretrained, config, _preprocess(config, entry), source)
-    path = Path(pretrained).expanduser().absolute()
+    path = local_copy(pretrained)
     if not path.is_file():
         raise ConfigError(f"pretrained={pretrained!r} is neither a tag nor a file{nearest(pretrained, tags)}; {offer}")
     return Resolved(name, str(path), config, _preprocess(config, {}), {"sha256": sha256_of(path)})

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import ConfigError
 from pipeline.encoders import Encoder
 from pipeline.encoders.folder import load_folder_spec
+from pipeline.encoders.local_copy import local_copy
 from pipeline.vlm.spec import FILE, read_spec
 
 
@@ -21,12 +22,12 @@ def open_encoder(
     cache_dir: str | None = None,
     token_budget: int | None = None,
 ) -> Encoder:
-    """The encoder that was saved in `folder`, with the fingerprint it was saved with.
+    """The encoder that was saved in `folder`, a path or a URI, with the fingerprint it was saved with.
 
     `width`, `layer`, `cache_dir` and `token_budget` are for vision-language models: see `pipeline.vlm.saved.open_encoder`. Raises
     ConfigError if a file of it has changed, or if this release would make other vectors of it.
     """
-    path = Path(folder).expanduser().absolute()
+    path = local_copy(folder)
     asked = {"width": width, "layer": layer, "cache_dir": cache_dir, "token_budget": token_budget}
     values = read_spec(path)
     if not isinstance(values, dict) or "encoder" not in values:

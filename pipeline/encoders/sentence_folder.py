@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config import ConfigError, nearest
 from pipeline.encoders.lineage import hub_commit, sha256_of_all, snapshot
+from pipeline.encoders.local_copy import is_uri, local_copy
 from pipeline.encoders.pooling import MODES, Mode
 
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
@@ -97,7 +98,7 @@ class Source:
 
 def locate(model: str, revision: str | None, cache_dir: str | None) -> Source:
     """The folder that `model` names; else the hub's repository. Raises ConfigError if it is neither."""
-    folder = Path(model).expanduser()
+    folder = local_copy(model) if is_uri(model) else Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ConfigError(f"revision={revision!r} is for models of the hub; {model} is a folder")

@@ -17,6 +17,7 @@ import torch
 
 from pipeline.config import ConfigError, Model, nearest
 from pipeline.encoders.lineage import fingerprint_of
+from pipeline.encoders.local_copy import local_copy
 from pipeline.encoders.once import Once
 from pipeline.encoders.precision import Dtype, check_dtype
 from pipeline.encoders.sentence import batches
@@ -81,7 +82,7 @@ class Vlm:
         if token_budget is not None and token_budget < 1:
             raise ConfigError(f"token_budget={token_budget} must be at least 1")
         base = base_of(model, revision, cache_dir)
-        lora = None if adapter is None else Path(adapter).expanduser().absolute()
+        lora = None if adapter is None else local_copy(adapter)
         self._reading = complete(_section(Reading, reading, "reading"), base)
         self._of, self._query, self._token_budget = of, False, token_budget
         asked = _section(Prompt, prompt, "prompt")

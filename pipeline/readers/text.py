@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import ConfigError
+from pipeline.encoders.local_copy import is_uri, local_copy
 from pipeline.media import BadItem
 from pipeline.readers import rows, slices
 from pipeline.readers.identity import settings_digest
@@ -41,8 +42,8 @@ class TextFiles:
     ) -> None:
         """Say where the files are and how long a passage is.
 
-        `tokenizer`: name or folder of the encoder's Hugging Face tokenizer; without it, words are counted. `chunk_tokens`: as
-        many as the encoder reads, those that the tokenizer adds at the ends among them; a word that is cut apart there may need
+        `tokenizer`: name, folder or URI of the encoder's Hugging Face tokenizer; without it, words are counted. `chunk_tokens`:
+        as many as the encoder reads, those that the tokenizer adds at the ends among them; a word that is cut apart there may need
         one more. `overlap_tokens`: how many a passage shares with the one before. The columns `start` and `stop` say where in
         its file a passage is, in characters.
         """
@@ -181,7 +182,7 @@ def _load(name: str) -> Any:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(str(local_copy(name)) if is_uri(name) else name)
         except (OSError, ValueError) as error:
             raise ConfigError(f"tokenizer {name!r} cannot be loaded: {error}") from error
         if not tokenizer.is_fast:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.encoders.local_copy import local_copy
 from pipeline.encoders.vlm import Vlm
 from pipeline.vlm.reading import TrainedHead
 from pipeline.vlm.spec import FILE, HEAD, EncoderSpec, digests, load_spec, outside_digests
@@ -23,7 +24,7 @@ def open_encoder(
     `width` and `layer`: others than it was saved with, of those that were trained; its fingerprint is then another one, for
     a table of its own. Raises ConfigError if a file of it has changed, or if this release would make other vectors of it.
     """
-    path = Path(folder).expanduser().absolute()
+    path = local_copy(folder)
     spec = load_spec(path)
     encoder = _encoder(spec, path, device=device, cache_dir=cache_dir, token_budget=token_budget)
     found = encoder.fingerprint

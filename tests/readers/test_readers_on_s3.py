@@ -6,6 +6,7 @@ import json
 import tarfile
 
 import boto3
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from pipeline.readers.huggingface import HuggingFace
 from pipeline.readers.images import Images
 from pipeline.readers.jsonl import JsonLines
 from pipeline.readers.parquet import Parquet
+from pipeline.readers.table import Table
 from pipeline.readers.text import TextFiles
 from pipeline.readers.webdataset import WebDataset
 from pipeline.testing import check_reader
@@ -96,6 +98,24 @@ def test_items_are_the_same_as_on_a_disk(bucket, name, monkeypatch):
     if name == "images":
         pictures = storage.fetch([row["image_uri"] for row in rows], max_bytes=100, storage_options=reader.storage_options)
         assert pictures == [b"jpeg"] * COUNT
+
+
+def test_a_lance_table_is_read_from_a_store_and_its_images_are_fetched_there(bucket):
+    _, options = bucket
+    lances = {"endpoint": options["endpoint_url"], "allow_http": "true", "region": "us-east-1", "access_key_id": "k", "secret_access_key": "s"}
+    uris = [f"s3://readers/images/{i:03} #.jpg" for i in range(COUNT)]
+    rows = pa.table({"id": [f"i{i}" for i in range(COUNT)], "uri": uris, "text": TEXTS, "_unit": pa.nulls(COUNT, pa.string())})
+    lance.write_dataset(rows, "s3://readers/db/t.lance", max_rows_per_file=15, storage_options=lances)
+    reader = Table("s3://readers/db", "t", storage_options=lances, fetch_options=options)
+    check_reader(reader)
+    found = read_all(reader)
+    assert [(row["id"], row["text"], row["image_uri"]) for row in found] == [(f"i{i}", TEXTS[i], uris[i]) for i in range(COUNT)]
+    assert storage.fetch(uris[:2], max_bytes=100, storage_options=reader.storage_options) == [b"jpeg"] * 2
+    before = reader.list()["version"].to_pylist()
+    lance.dataset("s3://readers/db/t.lance", storage_options=lances).delete("id = 'i20'")
+    after = reader.list()["version"].to_pylist()
+    assert [new == old for new, old in zip(after, before, strict=True)] == [True, False, True]
+    assert len(read_all(reader)) == COUNT - 1
 
 
 def test_an_object_that_is_gone_after_the_listing_rejects_its_rows(bucket):

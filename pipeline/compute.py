@@ -19,7 +19,7 @@ import pydantic
 from pipeline.config import ConfigError, Model
 
 CPU_BATCH, GPU_BATCH = 16, 256
-"""Images a call of the model: on a CPU 8 to 16 is the fastest, a GPU wants to be filled (docs/decisions.md)."""
+"""Images a call of the encoder: on a CPU 8 to 16 is the fastest, a GPU wants to be filled (docs/decisions.md)."""
 
 
 class Compute(Model):
@@ -37,7 +37,8 @@ class Compute(Model):
     threads: pydantic.PositiveInt | None = None
     """Threads of an actor, each decoding and encoding; none: as many as its CPUs."""
     batch_size: pydantic.PositiveInt | None = None
-    """Images in one call of the model; none: 16 on a CPU, 256 on a GPU."""
+    """Images that a thread gives the encoder at once, twice as many if there are enough for all threads; none: 16 on a CPU, 256 on a GPU.
+    How many of them go through the model together is the encoder's own `batch_size`. Of texts at least so many, at most 2,048."""
     chunk_rows: pydantic.PositiveInt | None = None
     """Items that are staged and committed as one; none: by the amount of work, 128 to 8,192."""
 

@@ -1,9 +1,9 @@
 """One chunk, from listing to receipt: read, decode, encode, stage. No Ray: an actor calls it, and so can a test.
 
 Threads each take a few items through decode and the model together: on CPUs that is the fastest arrangement measured
-(docs/decisions.md), and on a GPU the threads decode ahead while one of them holds the device. Two chunks are worked on at
-once, so that the threads have work while one of them is read or staged. A bad item becomes a reject row and never takes
-its neighbours along.
+(docs/decisions.md). On a GPU it keeps the device busy: while one thread's batch is computed there, the others decode. No lock
+keeps them apart, so batches that are ready together are on the device together. Two chunks are worked on at once, so that the
+threads have work while one of them is read or staged. A bad item becomes a reject row and never takes its neighbours along.
 """
 
 import contextlib

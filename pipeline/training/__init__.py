@@ -3,7 +3,7 @@
 A loss sees the rows of its own rank and gathers what it compares them with itself (`pipeline.training.gather`). Its contract: the
 average over ranks of what it returns is the loss of the whole batch, and the average over ranks of the gradients is the gradient of the
 whole batch, on 1, 2 and 4 ranks, also where ranks hold different numbers of rows. DDP and FSDP average, so they are exact.
-Every rank must hold at least one row, and give the same kinds of `Notes`.
+A rank may hold no row (all of its rows were left out), or none with negatives. All must give the same kinds of `Notes`.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -91,7 +91,7 @@ def collate(rows: pa.Table, epochs: np.ndarray, choice: Choice, *, step: int, im
     """The rows (schema PREPARED) with their images decoded. `epochs`: of each row, `Draw.epoch`: one positive and the negatives are drawn for it.
     `image_options`: of each row, those of its data set.
 
-    Raises ConfigError naming file and row if one cannot be used and may not be dropped, or if none is left.
+    Raises ConfigError naming file and row if one cannot be used and may not be dropped.
     """
     chosen = [_chosen(row, epoch, choice) for row, epoch in zip(rows.to_pylist(), epochs.tolist(), strict=True)]
     stores = [json.dumps({**choice.storage_options, **own}, sort_keys=True) for own in image_options or [{}] * len(chosen)]
@@ -103,8 +103,6 @@ def collate(rows: pa.Table, epochs: np.ndarray, choice: Choice, *, step: int, im
             good.append((row, [_message(message, pixels[store], choice.limits) for message in _messages(row)]))
         except BadItem as bad:
             rejects.append(_rejected(row, bad, choice))
-    if not good:
-        raise ConfigError(f"none of {len(chosen)} rows of step {step} can be used; the first: {rejects[0]['uri']}: {rejects[0]['detail']}")
     queries = [Told(messages[0], row["instruction_q"], row["uri"]) for row, messages in good]
     documents = [[Told(message, row["instruction_d"], row["uri"]) for message in messages[1:]] for row, messages in good]
     negatives = [own[1:] for own in documents]
@@ -118,17 +116,15 @@ def collate(rows: pa.Table, epochs: np.ndarray, choice: Choice, *, step: int, im
 
 
 def without(batch: Batch, bad: Mapping[int, str]) -> Batch:
-    """The batch without rows that the model cannot take: `bad` is of their places, and says why. Raises ConfigError if none is left."""
+    """The batch without rows that the model cannot take: `bad` is of their places, and says why."""
     kept = [place for place in range(len(batch.queries)) if place not in bad]
     rejects = [{"uri": batch.queries[place].uri, "reason": "unfit", "detail": detail} for place, detail in sorted(bad.items())]
-    if not kept:
-        raise ConfigError(f"none of {len(bad)} rows of step {batch.notes.step} can be used; the first: {rejects[0]['uri']}: {rejects[0]['detail']}")
     negatives = [batch.negatives[place] for place in kept] if batch.negatives else []
     return Batch(
         queries=[batch.queries[place] for place in kept],
         positives=[batch.positives[place] for place in kept],
         negatives=negatives if any(negatives) else [],
-        notes=_narrowed(batch.notes.rows(torch.tensor(kept)), max(map(len, negatives), default=0)),
+        notes=_narrowed(batch.notes.rows(torch.tensor(kept, dtype=torch.int64)), max(map(len, negatives), default=0)),
         rejects=pa.concat_tables([batch.rejects, pa.Table.from_pylist(rejects, schema=PAIR_REJECT)]),
     )
 
@@ -205,13 +201,18 @@ def _rejected(row: Mapping[str, Any], bad: BadItem, choice: Choice) -> dict[str,
 
 def _notes(rows: Sequence[Mapping[str, Any]], choice: Choice, step: int) -> Notes:
     """Keys are hashes of what they stand for, so that they are the same on all ranks. A row of no group is of one with its own query's other rows."""
-    num = max(len(row["negatives"]) for row in rows)
-    scores = torch.tensor([row["teacher"] + [0.0] * (1 + num - len(row["teacher"])) for row in rows]) if choice.teacher_scores else None
+    num = max((len(row["negatives"]) for row in rows), default=0)
+    scores = [row["teacher"] + [0.0] * (1 + num - len(row["teacher"])) for row in rows] if choice.teacher_scores else None
     return Notes(
-        positive_keys=torch.tensor([row["positives_keys"][0] for row in rows]),
-        negative_keys=torch.tensor([row["negatives_keys"] + [0] * (num - len(row["negatives_keys"])) for row in rows]) if num else None,
-        groups=torch.tensor([row["query_key"] if row["group_key"] is None else row["group_key"] for row in rows]),
-        in_batch_negatives=torch.tensor([row["in_batch_negatives"] for row in rows]),
-        teacher_scores=scores,
+        positive_keys=_keys([row["positives_keys"][0] for row in rows]),
+        negative_keys=_keys([row["negatives_keys"] + [0] * (num - len(row["negatives_keys"])) for row in rows]) if num else None,
+        groups=_keys([row["query_key"] if row["group_key"] is None else row["group_key"] for row in rows]),
+        in_batch_negatives=torch.tensor([row["in_batch_negatives"] for row in rows], dtype=torch.bool),
+        teacher_scores=None if scores is None else torch.tensor(scores).reshape(len(rows), 1 + num),
         step=step,
     )
+
+
+def _keys(keys: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
+    # The type said, as there may be no row.
+    return torch.tensor(keys, dtype=torch.int64)

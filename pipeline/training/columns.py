@@ -63,15 +63,13 @@ class Columns:
 def gather_columns(queries: Tensor, positives: Tensor, negatives: Tensor | None, notes: Notes) -> Columns:
     """Gather what this rank's rows are compared with. ValueError where shapes do not fit, or a row has nothing to be compared with."""
     has = check_shapes(queries, positives, negatives, notes)
-    flat, owners = _flatten(queries, negatives, has)
+    flat, owners = _flatten(positives, negatives, has)
     rank, _ = world()
     sizes = gather_sizes(len(queries), queries.device)
     offset = sum(sizes[:rank])
-    if min(sizes) == 0:
-        raise ValueError(f"ranks hold {sizes} rows; each rank needs at least one: let the last batch go round to the ranks, or leave it out")
     all_positives, all_negatives = gather_rows(positives), gather_rows(flat)
     documents = torch.cat([all_positives, all_negatives]) if len(all_negatives) else all_positives
-    if len(documents) == 1:
+    if len(documents) < 2:
         raise ValueError("one row and no negatives: the loss would always be 0; give more rows or negatives")
     first = torch.arange(sum(sizes), device=queries.device)
     keys = None
@@ -104,11 +102,26 @@ def check_shapes(queries: Tensor, positives: Tensor, negatives: Tensor | None, n
     return notes.has_negative
 
 
-def _flatten(queries: Tensor, negatives: Tensor | None, has: Tensor) -> tuple[Tensor, Tensor]:
+def own_negatives(queries: Tensor, positives: Tensor, negatives: Tensor | None, notes: Notes) -> tuple[Tensor, Tensor]:
+    """This rank's negatives (B, K, D) and which of them are there (B, K), for a loss that compares a row with its own; K is 0 where it has none.
+
+    ValueError on every rank alike if no rank has any, which is not for a single rank to say: the others would wait for it.
+    """
+    has = check_shapes(queries, positives, negatives, notes)
+    if not any(gather_sizes(int(has.sum()), queries.device)):
+        raise ValueError(
+            "no row of the batch has a negative, and this loss compares a row with its own: give some (`negatives: required` sees to it), or take "
+            "a loss that finds them in the batch, such as InfoNCE or BatchHard"
+        )
+    # A part of the positives and not new zeros: it has a gradient, as on ranks that have negatives.
+    return positives[:, None][:, :0] if negatives is None else negatives, has
+
+
+def _flatten(positives: Tensor, negatives: Tensor | None, has: Tensor) -> tuple[Tensor, Tensor]:
     """The negatives that are there (M, D), row by row, and their rows (M,)."""
     if negatives is None:
-        # An empty part of the queries and not new zeros: it has a gradient, as on ranks that have negatives.
-        return queries[:0], has.nonzero()[:, 0]
+        # An empty part of the positives and not new zeros: it has a gradient where negatives have one, which the same model makes.
+        return positives[:0], has.nonzero()[:, 0]
     return negatives[has], has.nonzero()[:, 0]
 
 

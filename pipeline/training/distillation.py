@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.training import NO_NOTES, Notes, normalise, to_float
 from pipeline.training.blocks import Tensors, sum_over_rows
-from pipeline.training.columns import Columns, check_shapes, gather_columns
+from pipeline.training.columns import Columns, check_shapes, gather_columns, own_negatives
 from pipeline.training.gather import global_mean
 from pipeline.training.temperature import check_temperature
 
@@ -43,7 +43,7 @@ class MarginMSE(nn.Module):
 
     def forward(self, queries: Tensor, positives: Tensor, negatives: Tensor | None = None, notes: Notes = NO_NOTES) -> Tensor:
         """A scalar; see `pipeline.training.Loss`."""
-        has = check_shapes(queries, positives, negatives, notes)
+        negatives, has = own_negatives(queries, positives, negatives, notes)
         teacher = _teacher(has, notes)
         student = _scores(queries, positives, negatives, self.similarity)
         margins = (student[:, :1] - student[:, 1:]) - (teacher[:, :1] - teacher[:, 1:]).to(student)
@@ -66,7 +66,7 @@ class KL(nn.Module):
 
     def forward(self, queries: Tensor, positives: Tensor, negatives: Tensor | None = None, notes: Notes = NO_NOTES) -> Tensor:
         """A scalar; see `pipeline.training.Loss`."""
-        has = check_shapes(queries, positives, negatives, notes)
+        negatives, has = own_negatives(queries, positives, negatives, notes)
         there = _with_positive(has)
         student = _scores(queries, positives, negatives, self.similarity) / self.temperature
         teacher = (_teacher(has, notes).to(student) / self.teacher_temperature).masked_fill(~there, -math.inf)
@@ -152,10 +152,8 @@ def _teacher(has: Tensor, notes: Notes) -> Tensor:
     return notes.teacher_scores
 
 
-def _scores(queries: Tensor, positives: Tensor, negatives: Tensor | None, similarity: Similarity) -> Tensor:
+def _scores(queries: Tensor, positives: Tensor, negatives: Tensor, similarity: Similarity) -> Tensor:
     """The student's scores of each row's positive and negatives: (B, 1 + K)."""
-    if negatives is None:
-        raise ValueError("this loss compares a row's positive with its own negatives; give negatives")
     candidates = torch.cat([positives[:, None], negatives], dim=1)
     prepare = normalise if similarity == "cosine" else to_float
     return (prepare(queries)[:, None] * prepare(candidates)).sum(dim=-1)

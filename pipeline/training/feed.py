@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,8 @@ class Ready:
     row_keys: list[int]
     """Hashes of the rows' ids, those of rejected rows included."""
     rejects: pa.Table
+    stand_in: tuple[Any, Any] | None = None
+    """Query and positive of another worker's row, where all of this one's were left out."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Reader:
     rank: int
     num_ranks: int
 
-    def read(self, step: int) -> Read:
-        """The rows of a step. Safe in several threads once `plan` is there."""
-        draw = self.plan.batch(step).part(self.rank, self.num_ranks)
+    def read(self, step: int, place: int = 0) -> Read:
+        """The rows of a step, of this worker or of the one `place` after it. Safe in several threads once `plan` is there."""
+        draw = self.plan.batch(step).part((self.rank + place) % self.num_ranks, self.num_ranks)
         rows = read(self._datasets, self.plan.names, draw)
         options = [self._datasets[self.plan.names[dataset]].image_options for dataset in draw.dataset.tolist()]
         return Read(collate(rows, draw.epoch, self.choice, step=step, image_options=options), rows["row_key"].to_pylist())
@@ -84,8 +86,8 @@ class Reader:
 class Feed:
     """Batches for one worker, of steps before `steps`: as `read` gives them, prepared by the model. Holds threads: use it with `with`."""
 
-    def __init__(self, read: Callable[[int], Read], *, steps: int, feeding: Feeding, choice: Choice) -> None:
-        self._read, self._steps, self._feeding, self._choice = read, steps, feeding, choice
+    def __init__(self, read: Callable[[int, int], Read], *, num_ranks: int, steps: int, feeding: Feeding, choice: Choice) -> None:
+        self._read, self._num_ranks, self._steps, self._feeding, self._choice = read, num_ranks, steps, feeding, choice
         self._ahead: dict[int, Future[Ready]] = {}
 
     def __enter__(self) -> "Feed":
@@ -103,7 +105,19 @@ class Feed:
         return self._ahead.pop(step).result()
 
     def _made(self, step: int, model: Trainable) -> Ready:
-        found = self._read(step)
+        own = self._prepared(self._read(step, 0), model)
+        return own if own.queries else replace(own, stand_in=self._stand_in(step, model, own.rejects))
+
+    def _stand_in(self, step: int, model: Trainable, rejects: pa.Table) -> tuple[Any, Any]:
+        """Of the next worker that has a row. Raises ConfigError if none has: on all of them alike, so that none waits for the others."""
+        for place in range(1, self._num_ranks):
+            other = self._prepared(self._read(step, place), model)
+            if other.queries:
+                return other.queries[0], other.positives[0]
+        first = rejects.slice(0, 1).to_pylist()[0]
+        raise ConfigError(f"none of the rows of step {step} can be used; one of them: {first['uri']}: {first['detail']}")
+
+    def _prepared(self, found: Read, model: Trainable) -> Ready:
         batch, bad, good = found.batch, dict[int, str](), list[tuple[Any, Any, list[Any]]]()
         negatives = batch.negatives or [[]] * len(batch.queries)
         for place, (query, positive, own) in enumerate(zip(batch.queries, batch.positives, negatives, strict=True)):

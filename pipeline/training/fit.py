@@ -123,9 +123,9 @@ class Elsewhere:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def read(self, step: int) -> Read:
+    def read(self, step: int, place: int) -> Read:
         """As `Reader.read`."""
-        return self._reader.read(step)
+        return self._reader.read(step, place)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -196,7 +196,7 @@ class RayLink:
         return ray.train.Checkpoint.from_directory(self._folder / name)
 
     @contextlib.contextmanager
-    def reading(self, reader: Reader) -> Iterator[Callable[[int], Read]]:
+    def reading(self, reader: Reader) -> Iterator[Callable[[int, int], Read]]:
         """Each step by one of as many actors as are wanted, in turn. One that dies is started again, and reads its steps again: they are the same."""
         if not self._readers:
             yield reader.read
@@ -205,9 +205,9 @@ class RayLink:
         made = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Elsewhere)
         actors = [made.remote(reader) for _ in range(self._readers)]
 
-        def read(step: int) -> Read:
+        def read(step: int, place: int) -> Read:
             try:
-                found: Read = ray.get(actors[step % len(actors)].read.remote(step))
+                found: Read = ray.get(actors[step % len(actors)].read.remote(step, place))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             return found

@@ -42,18 +42,28 @@ class GradCache:
     embed_documents: Embed | None = None
     sync_every_chunk: bool = False
 
-    def step(self, queries: Sequence[Any], positives: Sequence[Any], *, negatives: Sequence[Sequence[Any]] = (), notes: Notes = NO_NOTES) -> Tensor:
+    def step(
+        self,
+        queries: Sequence[Any],
+        positives: Sequence[Any],
+        *,
+        negatives: Sequence[Sequence[Any]] = (),
+        notes: Notes = NO_NOTES,
+        stand_in: tuple[Any, Any] | None = None,
+    ) -> Tensor:
         """Add the gradients of this batch to all parameters; gives the loss of the batch of all ranks, the same on each.
 
-        `negatives`: for each query as many as it has, none included; empty if no row has any. Every rank must call it, with at least one row.
+        `negatives`: for each query as many as it has, none included; empty if no row has any. Every rank must call it. One that has no
+        row gives query and positive of another's as `stand_in`: they are embedded, as passes may be collectives, and count for nothing.
         """
-        _check_rows(queries, positives, negatives)
+        _check_rows(queries, positives, negatives, stand_in)
         self._check_modules()
         flat = [row for own in negatives for row in own]
+        query_rows, document_rows = ([*queries], [*positives, *flat]) if stand_in is None else ([stand_in[0]], [stand_in[1]])
         if self.embed_documents is None:
-            sides = [(self.embed, [*queries, *positives, *flat])]
+            sides = [(self.embed, [*query_rows, *document_rows])]
         else:
-            sides = [(self.embed, list(queries)), (self.embed_documents, [*positives, *flat])]
+            sides = [(self.embed, query_rows), (self.embed_documents, document_rows)]
         counts = [len(own) for own in negatives]
         with self._no_sync():
             if self.chunk is None:
@@ -127,11 +137,11 @@ class GradCache:
                     )
 
 
-def _check_rows(queries: Sequence[Any], positives: Sequence[Any], negatives: Sequence[Sequence[Any]]) -> None:
-    if len(queries) == 0 or len(queries) != len(positives) or (negatives and len(negatives) != len(queries)):
+def _check_rows(queries: Sequence[Any], positives: Sequence[Any], negatives: Sequence[Sequence[Any]], stand_in: tuple[Any, Any] | None) -> None:
+    if (len(queries) == 0) == (stand_in is None) or len(queries) != len(positives) or (negatives and len(negatives) != len(queries)):
         raise ValueError(
-            f"{len(queries)} queries, {len(positives)} positives and negatives of {len(negatives)} rows: there must be at least one query, "
-            "one positive for each, and negatives of every row (an empty list where it has none) or of no row"
+            f"{len(queries)} queries, {len(positives)} positives and negatives of {len(negatives)} rows: there must be at least one query or a "
+            "stand_in, one positive for each, and negatives of every row (an empty list where it has none) or of no row"
         )
 
 

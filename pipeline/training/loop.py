@@ -61,7 +61,7 @@ class Link(Protocol):
         """Keep a checkpoint that was written into `folder`, which is given away; None on other ranks than the first. May return before it is kept,
         but not before the one before it is."""
 
-    def reading(self, reader: Reader) -> AbstractContextManager[Callable[[int], Read]]:
+    def reading(self, reader: Reader) -> AbstractContextManager[Callable[[int, int], Read]]:
         """`reader.read`, here or elsewhere."""
 
     def noticed(self) -> bool:
@@ -117,12 +117,16 @@ def train(task: Task, link: Link, device: torch.device) -> Outcome:
     """One worker's part of a run; torch.distributed is set up if there are several."""
     rank, num_ranks = world()
     reader = Reader(task.parts, task.recipe.mixture, task.recipe.choice, rank, num_ranks)
-    with link.reading(reader) as read_at, Feed(read_at, steps=task.steps, feeding=task.feeding, choice=task.recipe.choice) as feed:
+    with link.reading(reader) as read_at, _feed(task, read_at) as feed:
         run = _Run(task, link, device, reader.plan, feed)
         try:
             return run.run()
         finally:
             run.close()
+
+
+def _feed(task: Task, read_at: Callable[[int, int], Read]) -> Feed:
+    return Feed(read_at, num_ranks=world()[1], steps=task.steps, feeding=task.feeding, choice=task.recipe.choice)
 
 
 class _Run:
@@ -201,7 +205,9 @@ class _Run:
         # Of the step and the rank alone, so that no generator's state must be kept.
         torch.manual_seed(hash64(str(self.recipe.mixture.seed), str(step), str(world()[0])))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.cache.step(batch.queries, batch.positives, negatives=batch.negatives, notes=_placed(batch.notes, self.device))
+        loss = self.cache.step(
+            batch.queries, batch.positives, negatives=batch.negatives, notes=_placed(batch.notes, self.device), stand_in=batch.stand_in
+        )
         if self.sharded is not None:
             self.sharded.drop_unused()
         norm = clip(self.parameters, self.recipe.optimisation.clip)

@@ -9,7 +9,7 @@ from torch.nn.functional import relu, softplus
 
 from pipeline.training import NO_NOTES, Notes, normalise, to_float
 from pipeline.training.blocks import Tensors, sum_over_rows
-from pipeline.training.columns import check_shapes, gather_columns
+from pipeline.training.columns import gather_columns, own_negatives
 from pipeline.training.gather import global_mean
 
 Distance = Literal["cosine", "euclidean"]
@@ -17,7 +17,7 @@ Margin = float | Literal["soft"]
 
 
 class Triplet(nn.Module):
-    """max(0, d(query, positive) - d(query, negative) + margin), averaged over the negatives of all rows.
+    """max(0, d(query, positive) - d(query, negative) + margin), averaged over the negatives of all rows; BatchHard needs none of their own.
 
     `distance`: 1 - cosine, or the Euclidean distance of the vectors as they come. `margin` "soft": log(1 + exp(difference))
     in place of the hinge (arXiv 1703.07737, section 2). Every row of every rank counts by its number of negatives.
@@ -30,9 +30,7 @@ class Triplet(nn.Module):
 
     def forward(self, queries: Tensor, positives: Tensor, negatives: Tensor | None = None, notes: Notes = NO_NOTES) -> Tensor:
         """A scalar; see `pipeline.training.Loss`."""
-        if negatives is None:
-            raise ValueError("Triplet needs negatives for its rows; give some, or use BatchHard, which finds them in the batch")
-        has = check_shapes(queries, positives, negatives, notes)
+        negatives, has = own_negatives(queries, positives, negatives, notes)
         queries, positives, negatives = (_prepare(side, self.distance) for side in (queries, positives, negatives))
         near = _distance(queries, positives, self.distance)
         far = _distance(queries[:, None], negatives, self.distance)

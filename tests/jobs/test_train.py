@@ -124,12 +124,12 @@ def test_a_killed_driver_resumes_with_another_number_of_workers_and_a_killed_wor
 class DiesOnce(Reader):
     """A Reader whose process is killed at step 3, once: a file remembers it."""
 
-    def read(self, step):
+    def read(self, step, place=0):
         memory = Path(self.parts[0].prepared.path).parent / "read"
         if step == 3 and not memory.exists():
             memory.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(step)
+        return super().read(step, place)
 
 
 def told(read):
@@ -144,20 +144,20 @@ def test_rows_read_by_actors_are_the_same_also_when_one_dies(place, cluster):
     task = _task(job(place, "read"))
     given = (task.parts, task.recipe.mixture, task.recipe.choice, 0, 2)
     with RayLink(place, readers=2).reading(DiesOnce(*given)) as read, ThreadPoolExecutor(3) as threads:
-        found = list(threads.map(read, range(6)))
+        found = list(threads.map(read, range(6), [0] * 6))
     assert (place / "prepared" / "read").exists()
     assert [told(each) for each in found] == [told(Reader(*given).read(step)) for step in range(6)]
 
 
 def test_an_actor_tells_of_a_bad_image_as_the_worker_would(place, cluster):
     class Bad(Reader):
-        def read(self, step):
+        def read(self, step, place=0):
             raise ConfigError("row 7: mend it")
 
     task = _task(job(place, "read"))
     bad = Bad(task.parts, task.recipe.mixture, task.recipe.choice, 0, 1)
     with RayLink(place, readers=1).reading(bad) as read, pytest.raises(ConfigError, match="row 7: mend it"):
-        read(0)
+        read(0, 0)
 
 
 def test_a_run_whose_rows_are_read_by_an_actor_is_the_same_run(place, cluster, uninterrupted):

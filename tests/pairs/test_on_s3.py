@@ -74,7 +74,7 @@ def test_each_data_sets_own_options_reach_training(store, tmp_path):
     local = Dataset(name="local", reader=Ref(target="pipeline.pairs.mmeb:Mmeb", args={"uri": str(tmp_path / "train.jsonl")}))
     parts = [Part(prepare(dataset, str(tmp_path / "cache"))) for dataset in (data(options, max_rejects=0.5), local)]
     mixture = Mixture(batch_size=5, batches="interleaved", interleave=1)
-    with Feed(Reader(tuple(parts), mixture, Choice(), 0, 1).read, steps=1, feeding=Feeding(), choice=Choice()) as feed:
+    with Feed(Reader(tuple(parts), mixture, Choice(), 0, 1).read, num_ranks=1, steps=1, feeding=Feeding(), choice=Choice()) as feed:
         ready = feed.at(0, Told())
     assert sorted({told.message.images[0][0, 0, 0] for told in ready.queries}) == [0, 10, 20, 30, 90]
     messages = _Reader(Told(), None, parts[0].prepared, Choice())._told([(2, None), (0, 0)])

@@ -41,7 +41,7 @@ def parts(tmp_path_factory):
 
 def fed(parts, feeding, *, rank=0, num_ranks=1, first=0):
     read = Reader(tuple(parts), Mixture(batch_size=6), Choice(), rank, num_ranks).read
-    with Feed(read, steps=STEPS, feeding=feeding, choice=Choice()) as feed:
+    with Feed(read, num_ranks=1, steps=STEPS, feeding=feeding, choice=Choice()) as feed:
         model = Slow()
         found = [feed.at(step, model) for step in range(first, STEPS)]
     return [(ready.queries, ready.positives, ready.negatives, ready.row_keys, ready.notes.positive_keys.tolist()) for ready in found], model
@@ -68,12 +68,36 @@ def test_a_bad_image_ends_the_run_at_its_own_step(parts, tmp_path):
     wanted, _ = fed(parts, Feeding())
     step = next(place for place, ready in enumerate(wanted) if any(positive[0] == "caption 7" for positive in ready[1]))
     read = Reader(tuple(parts), Mixture(batch_size=6), Choice(), 0, 1).read
-    with Feed(read, steps=STEPS, feeding=Feeding(ahead=6, threads=3), choice=Choice()) as feed:
+    with Feed(read, num_ranks=1, steps=STEPS, feeding=Feeding(ahead=6, threads=3), choice=Choice()) as feed:
         model = Bad()
         for each in range(step):
             feed.at(each, model)
         with pytest.raises(ConfigError, match="row 7"):
             feed.at(step, model)
+
+
+def test_a_step_of_which_no_row_can_be_used_is_an_error_on_every_worker_and_otherwise_another_ones_row_stands_in(tmp_path):
+    """An error on one worker alone, which the others wait for, or a result that depends on how many there are."""
+    pictures(tmp_path, *(f"{row}.png" for row in range(4)))
+    rows = [{"qry": f"<|image_1|> {row}", "qry_image_path": f"{row}.png", "pos_text": f"caption {row}"} for row in range(4)]
+    source = Ref(target="pipeline.pairs.mmeb:Mmeb", args={"uri": jsonl(tmp_path / "train.jsonl", rows)})
+    parts, choice = (Part(prepare(Dataset(name="x", reader=source), str(tmp_path / "cache"))),), Choice(bad_image="drop")
+    readers = [Reader(parts, Mixture(batch_size=4), choice, rank, 2) for rank in (0, 1)]
+    (good, *_), lost = ([int(key) for key in readers[rank].plan.batch(0).part(rank, 2).row] for rank in (0, 1))
+    for row in {*range(4)} - {good}:
+        (tmp_path / f"{row}.png").write_bytes(b"damaged")
+    own, other = (first_step(reader, choice) for reader in readers)
+    assert (len(own.queries), own.stand_in, own.rejects.num_rows) == (1, None, 1)
+    assert (other.queries, other.stand_in[0], other.rejects.num_rows) == ([], own.queries[0], 2) and len(lost) == 2
+    (tmp_path / f"{good}.png").unlink()
+    for reader in readers:
+        with pytest.raises(ConfigError, match=r"none of the rows of step 0 can be used; one of them: .*train.jsonl#\d"):
+            first_step(reader, choice)
+
+
+def first_step(reader, choice):
+    with Feed(reader.read, num_ranks=2, steps=1, feeding=Feeding(), choice=choice) as feed:
+        return feed.at(0, Slow())
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +118,7 @@ def test_images_that_the_model_cannot_take_name_their_row_or_leave_it_out(base, 
     model = TrainVlm(base, sizes={"max_tokens": 22})
     for choice in (Choice(), Choice(bad_image="drop")):
         read = Reader(parts, Mixture(batch_size=4), choice, 0, 1).read
-        with Feed(read, steps=1, feeding=Feeding(), choice=choice) as feed:
+        with Feed(read, num_ranks=1, steps=1, feeding=Feeding(), choice=choice) as feed:
             if choice.bad_image == "error":
                 with pytest.raises(ConfigError, match=rf"train.jsonl#0: .*{problem}.*bad_image: drop"):
                     feed.at(0, model)

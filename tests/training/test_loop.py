@@ -8,6 +8,7 @@ import torch
 
 from jobs.train import TrainJob, _task
 from pipeline.config import ConfigError
+from pipeline.training.feed import plan_of
 from pipeline.training.journal import Journal
 from pipeline.training.loop import train
 from pipeline.training.ranks import run_on_ranks
@@ -207,3 +208,44 @@ def test_autocast_computes_in_bfloat16_and_keeps_weights_as_they_are(place, whol
     found, wanted = losses(folder), losses(whole[1])
     assert 0 < abs(found[0] - wanted[0]) < 0.05 * wanted[0]
     assert found[5] < found[0]
+
+
+def with_damage(place, name):
+    """A task of 3 steps of 4 rows, of which all rows that the second step gives to the second worker of two are damaged once they are prepared."""
+    folder = place / name
+    write_pairs(folder, num=48, held_out=4)
+    lines = [line for line in (folder / "train.jsonl").read_text().splitlines() if '"qry_image_path": ""' not in line]
+    (folder / "train.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    values = job_values(folder, place / "model", name=name, steps=3, mixture={"batch_size": 4}, choice={"bad_image": "drop"})
+    task = _task(TrainJob.model_validate(values | {"held_out": []}))
+    (part,) = task.parts
+    draw = plan_of(task.parts, task.recipe.mixture).batch(1).part(1, 2)
+    for row in part.prepared.take(draw.row).to_pylist():
+        Path(row["query"]["images"][0]["uri"]).write_bytes(b"damaged")
+    return task
+
+
+def beside(task, name):
+    """The task in another folder."""
+    folder = Path(task.folder).with_name(name)
+    folder.mkdir(parents=True)
+    return replace(task, folder=str(folder))
+
+
+def trained_each(tasks):
+    for task in tasks:
+        train(task, Folder(f"{task.folder}/checkpoints"), CPU)
+
+
+def test_a_worker_whose_rows_are_all_left_out_takes_part_without_them(place):
+    """It ended the run, where fewer workers would have gone on with the other rows of the batch."""
+    task = with_damage(place, "damaged")
+    one, two, sharded = (beside(task, f"damaged-{name}") for name in ("one", "two", "sharded"))
+    trained_each([one])
+    run_on_ranks(trained_each, 2, [two, replace(sharded, sharded=True)])
+    wanted = torch.load(f"{one.folder}/checkpoints/step-0003/state.pt", weights_only=True)["weights"]
+    for folder in (two.folder, sharded.folder):
+        np.testing.assert_allclose(list(losses(folder).values()), list(losses(one.folder).values()), rtol=1e-4)
+        found = torch.load(f"{folder}/checkpoints/step-0003/state.pt", weights_only=True)["weights"]
+        for name, values in wanted.items():
+            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)

@@ -1,14 +1,16 @@
 """The contract of every loss: the gradient on 1, 2 and 4 ranks is one gradient. And that the check of it finds what breaks it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from pipeline.testing import check_loss
 from pipeline.training import NO_NOTES, normalise
-from pipeline.training.check import check_same, on_this_rank, sample
+from pipeline.training.check import Found, check_same, on_this_rank, sample
 from pipeline.training.distillation import KL, MarginMSE, StableKL, VectorMSE
-from pipeline.training.gather import average_gradients, gather_rows, gather_sizes, world
+from pipeline.training.gather import average_gradients, gather_rows, gather_sizes, mean_over_ranks, world
 from pipeline.training.infonce import Hardness, InfoNCE, Ramp
 from pipeline.training.matryoshka import Ladder, Matryoshka
 from pipeline.training.ranks import run_on_ranks
@@ -44,7 +46,7 @@ def all_losses(sizes):
     return {name: on_this_rank(make().double(), sample(3 if name == "Ladder" else None), sizes) for name, make in LOSSES.items()}
 
 
-@pytest.mark.parametrize("sizes", [[6, 6], [7, 5], [3, 3, 3, 3], [3, 1, 5, 3]], ids=str)
+@pytest.mark.parametrize("sizes", [[6, 6], [7, 5], [12, 0], [3, 0, 6, 3]], ids=str)
 def test_every_loss_has_one_gradient_on_any_number_of_ranks(sizes):
     ranks = run_on_ranks(all_losses, len(sizes), sizes)
     for name, one in all_losses([12]).items():
@@ -52,6 +54,49 @@ def test_every_loss_has_one_gradient_on_any_number_of_ranks(sizes):
         vectors = [torch.cat(grads) / len(sizes) for grads in zip(*(part.vectors for part in found), strict=True)]
         for part in found:
             check_same(one, type(one)(part.value, vectors, part.parameters), len(sizes))
+
+
+def uneven_losses(sizes):
+    """Every loss where the first seven rows have no negative, and the others one: a rank's negatives are as its rows have them, or none at all."""
+    rank, _ = world()
+    start = sum(sizes[:rank])
+    found = {}
+    for name, make in LOSSES.items():
+        whole = sample(3 if name == "Ladder" else None)
+        has = torch.zeros_like(whole.notes.has_negative)
+        has[7:, 0] = True
+        notes = replace(whole.notes, has_negative=has).part(start, start + sizes[rank])
+        most = int(notes.has_negative.any())
+        notes = replace(notes, has_negative=notes.has_negative[:, :most], teacher_scores=notes.teacher_scores[:, : 1 + most])
+        notes = replace(notes, negative_keys=notes.negative_keys[:, :most] if most else None)
+        sides = [
+            [layer[start : start + sizes[rank]] for layer in (side if name == "Ladder" else [side])] for side in (whole.queries, whole.positives)
+        ]
+        leaves = [[layer.clone().requires_grad_() for layer in side] for side in sides]
+        negatives = [
+            layer[start : start + sizes[rank], :most].clone().requires_grad_()
+            for layer in (whole.negatives if name == "Ladder" else [whole.negatives])
+        ]
+        given = [tuple(side) if name == "Ladder" else side[0] for side in [*leaves, negatives]]
+        loss = make().double()
+        value = loss(given[0], given[1], given[2] if most else None, notes)
+        own = list(loss.parameters())
+        value.backward()
+        # A rank without negatives is not asked for their gradients, but its collectives must be those of the others.
+        vectors, parameters = ([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in part] for part in (leaves[0] + leaves[1], own))
+        found[name] = Found(mean_over_ranks(value), vectors, [mean_over_ranks(grad) for grad in parameters])
+    return found
+
+
+@pytest.mark.parametrize("sizes", [[6, 6], [3, 4, 0, 5]], ids=str)
+def test_a_rank_whose_rows_have_no_negatives_gives_the_gradient_of_one_process(sizes):
+    """Triplet, MarginMSE and KL raised an error on that rank alone, for which the others waited."""
+    ranks = run_on_ranks(uneven_losses, len(sizes), sizes)
+    for name, one in uneven_losses([12]).items():
+        parts = [rank[name] for rank in ranks]
+        vectors = [torch.cat(grads) / len(sizes) for grads in zip(*(part.vectors for part in parts), strict=True)]
+        for part in parts:
+            check_same(one, Found(part.value, vectors, part.parameters), len(sizes))
 
 
 def balance(sizes):
@@ -145,16 +190,3 @@ def test_gradients_are_averaged_once_also_of_what_a_rank_did_not_use():
         assert both.tolist() == [1.5] * 3
         assert second.tolist() == [2.0] * 3
         assert none is None
-
-
-def one_without_rows():
-    rank, _ = world()
-    rows = torch.randn(3 * rank, 4)
-    try:
-        InfoNCE()(rows, rows)
-    except ValueError as error:
-        return str(error)
-
-
-def test_a_rank_without_rows_is_refused_on_all_ranks():
-    assert all("[0, 3]" in message for message in run_on_ranks(one_without_rows, 2))

@@ -5,11 +5,9 @@ import socket
 import threading
 import time
 
-import boto3
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
-from moto.server import ThreadedMotoServer
 
 from pipeline.config import ConfigError
 from pipeline.media import BadItem
@@ -20,16 +18,11 @@ ODD_NAMES = ["a b.jpg", "ü€𝄞.jpg", "50%25 #1?.jpg", "[x] *.jpg", "a::b.jpg
 
 
 @pytest.fixture(scope="module")
-def s3():
+def s3(s3_server):
     """A real S3 server with the bucket `bucket`; gives the client and fsspec's storage options."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
-    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client, options = s3_server
     client.create_bucket(Bucket="bucket")
-    yield client, options
-    server.stop()
+    return client, options
 
 
 def fill(folder, names):

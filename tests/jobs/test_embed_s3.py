@@ -1,26 +1,19 @@
 """The embed job with its table in an object store: a real S3 server on this machine."""
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jobs.embed import run
 from tests.jobs.test_embed import job_of, texts  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("cluster")
-KEYS = {"region": "us-east-1", "access_key_id": "test", "secret_access_key": "test"}
 
 
 @pytest.fixture
-def store():
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    _, port = server.get_host_and_port()
-    endpoint = f"http://127.0.0.1:{port}"
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+def store(s3_server):
+    client, options = s3_server
     client.create_bucket(Bucket="tables")
-    yield {"endpoint": endpoint, "allow_http": "true", **KEYS}
-    server.stop()
+    keys = {"region": "us-east-1", "access_key_id": options["key"], "secret_access_key": options["secret"]}
+    return {"endpoint": options["endpoint_url"], "allow_http": "true", **keys}
 
 
 def test_a_table_in_s3_is_filled_once_and_the_rerun_adds_no_version(tmp_path, texts, store):  # noqa: F811

@@ -2,10 +2,8 @@
 
 import json
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.config import ConfigError, Ref
 from pipeline.pairs.prepare import Dataset, prepare
@@ -18,21 +16,22 @@ from tests.pairs.writing import picture
 
 
 @pytest.fixture(scope="module")
-def store():
+def store(s3_server):
     """A bucket of a real S3 server: fsspec's options, and Lance's."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    client = boto3.client("s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client, options = s3_server
     client.create_bucket(Bucket="pairs")
     rows = [{"qry": "<|image_1|> what?", "qry_image_path": f"{i}.png", "pos_text": f"caption {i}"} for i in range(6)]
     client.put_object(Bucket="pairs", Key="train.jsonl", Body="".join(json.dumps(row) + "\n" for row in rows).encode())
     for i in range(5):
         client.put_object(Bucket="pairs", Key=f"images/{i}.png", Body=picture(10 * i) if i != 4 else b"")
-    aws = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "aws_region": "us-east-1", "aws_endpoint": url, "allow_http": "true"}
-    yield {"key": "k", "secret": "s", "endpoint_url": url}, aws
-    server.stop()
+    aws = {
+        "aws_access_key_id": "k",
+        "aws_secret_access_key": "s",
+        "aws_region": "us-east-1",
+        "aws_endpoint": options["endpoint_url"],
+        "allow_http": "true",
+    }
+    return options, aws
 
 
 def data(options, **given):

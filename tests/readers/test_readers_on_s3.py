@@ -5,12 +5,10 @@ import io
 import json
 import tarfile
 
-import boto3
 import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.readers import lines
@@ -30,18 +28,13 @@ TEXTS = [f"caption {i}, ü" for i in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
-def bucket():
+def bucket(s3_server):
     """Puts files into a bucket of a real S3 server; gives fsspec's storage options."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
-    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client, options = s3_server
     client.create_bucket(Bucket="readers")
     for key, body in files().items():
         client.put_object(Bucket="readers", Key=key, Body=body)
-    yield client, options
-    server.stop()
+    return client, options
 
 
 def files():

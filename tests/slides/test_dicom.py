@@ -1,9 +1,7 @@
 """DICOM whole slides: OpenSlide reads them; the files of a folder are one slide."""
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.slides import BadSlide, BadTile
 from pipeline.slides.cache import SlideCache
@@ -62,12 +60,8 @@ def test_a_cut_dicom_file_is_refused_or_its_frames_are_bad(series, tmp_path, ima
         open_slide(str(folder)).read((768, 512), level=0, size=(256, 256))
 
 
-def test_a_dicom_series_in_a_store_is_copied_whole(series, tmp_path):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
-    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+def test_a_dicom_series_in_a_store_is_copied_whole(series, tmp_path, s3_server):
+    client, options = s3_server
     client.create_bucket(Bucket="dicom")
     for file in series.iterdir():
         client.upload_file(str(file), "dicom", f"case/{file.name}")
@@ -78,4 +72,3 @@ def test_a_dicom_series_in_a_store_is_copied_whole(series, tmp_path):
         assert slide.info.content_fp == local.info.content_fp
         assert np.array_equal(slide.read((9, 9), level=0, size=(64, 64)), local.read((9, 9), level=0, size=(64, 64)))
         slide.close()
-    server.stop()

@@ -8,10 +8,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.slides import BadSlide, BadTile
 from pipeline.slides.cache import SlideCache
@@ -25,16 +23,11 @@ BUCKET = "slides"
 
 
 @pytest.fixture(scope="module")
-def s3():
+def s3(s3_server):
     """A real S3 server with a bucket; gives the client and fsspec's storage options."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
-    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client, options = s3_server
     client.create_bucket(Bucket=BUCKET)
-    yield client, options
-    server.stop()
+    return client, options
 
 
 @pytest.fixture(scope="module")

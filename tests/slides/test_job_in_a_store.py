@@ -1,9 +1,7 @@
 """The slides job over an object store: the same tiles and vectors as from a disk, by ranges and by the cache."""
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.slides.build import write_tiff, zero_tile
 from tests.slides.runs import Lab, canvas, vectors, write
@@ -13,16 +11,11 @@ BUCKET = "slides-job"
 
 
 @pytest.fixture
-def s3():
+def s3(s3_server):
     """A real S3 server with a bucket; gives the client and fsspec's storage options."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
-    client = boto3.client("s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client, options = s3_server
     client.create_bucket(Bucket=BUCKET)
-    yield client, options
-    server.stop()
+    return client, options
 
 
 def test_slides_in_a_store_give_the_tiles_that_a_disk_gives(s3, tmp_path):

@@ -6,14 +6,14 @@ On a terminal it prints a table, else one line of JSON.
 """
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pydantic
 
 from pipeline import command, sheet
-from pipeline.config import ConfigError, Model, Ref
+from pipeline.config import Model, Ref
+from pipeline.place import check_place, write_file
 from pipeline.search import SIMILARITY, Query, Searcher, row
 from pipeline.table.at import TableAt
 
@@ -31,7 +31,9 @@ class SearchJob(Model):
     encoder: Ref | None = None
     """The query encoder; null for the one that made the table. Another one is refused."""
     sheet: str | None = None
-    """A file for a contact sheet of the hits, .html or .png."""
+    """A file for a contact sheet of the hits, .html or .png: a path or a URI."""
+    storage_options: dict[str, Any] = {}
+    """fsspec's options for what is not in the table: the images of queries, the pictures of hits, the sheet."""
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> "SearchJob":
@@ -62,9 +64,9 @@ class SearchReport(Model):
 def run(job: SearchJob) -> SearchReport:
     """Search, and write the contact sheet if one is wanted. Changes nothing in the table."""
     started = time.perf_counter()
-    if job.sheet is not None and not Path(job.sheet).absolute().parent.is_dir():
-        raise ConfigError(f"sheet={job.sheet!r}: there is no folder {Path(job.sheet).absolute().parent}")
-    found = Searcher(job.table, encoder=job.encoder).search(job.asked)
+    if job.sheet is not None:
+        check_place(job.sheet, job.storage_options)
+    found = Searcher(job.table, encoder=job.encoder, storage_options=job.storage_options).search(job.asked)
     if job.sheet is not None:
         _write_sheet(job, job.sheet, found)
     hits = [{"_query": number, **_plain(hit)} for number, table in enumerate(found) for hit in table.to_pylist()]
@@ -81,11 +83,14 @@ def _plain(hit: dict[str, Any]) -> dict[str, Any]:
 def _write_sheet(job: SearchJob, path: str, found: list[pa.Table]) -> None:
     dataset = job.table.require()
     rows = [row(dataset, query.id, columns=["uri", "thumbnail"]) if query.id else None for query in job.asked]
-    sections = [sheet.section(query, hits, row=known) for query, hits, known in zip(job.asked, found, rows, strict=True)]
+    sections = [
+        sheet.section(query, hits, row=known, storage_options=job.storage_options) for query, hits, known in zip(job.asked, found, rows, strict=True)
+    ]
     if path.endswith(".html"):
-        Path(path).write_text(sheet.html(sections, title=job.table.name, subtitle=job.table.path()), encoding="utf-8")
+        data = sheet.html(sections, title=job.table.name, subtitle=job.table.path()).encode()
     else:
-        Path(path).write_bytes(sheet.png(sections, title=job.table.name))
+        data = sheet.png(sections, title=job.table.name)
+    write_file(path, data, job.storage_options)
 
 
 def show(report: SearchReport) -> None:

@@ -112,11 +112,10 @@ def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | N
             f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value"
         )
     plain = [a for a in arguments if not a.startswith("--")]
-    path = plain.pop(0) if plain and _is_path(plain[0]) else None
-    stray = [a for a in plain if "=" not in a]
-    if stray:
-        raise ConfigError(f"{stray[0]!r} is neither a job file nor key=value")
-    job = load(model, path, plain)
+    files, overrides = [a for a in plain if _is_path(a)], [a for a in plain if not _is_path(a)]
+    if len(files) > 1:
+        raise ConfigError(f"of {' and '.join(map(repr, files))} all but one are neither a job file nor key=value")
+    job = load(model, files[0] if files else None, overrides)
     for reference in references(job):
         reference.load()
     if "--check" in flags:

@@ -116,7 +116,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def load(model: type[T], path: str | Path | None, overrides: Iterable[str] = ()) -> T:
-    """The job that a file and overrides describe. Raises ConfigError naming each wrong key and the nearest right one."""
+    """The job that a file, a path or a URI, and overrides describe. Raises ConfigError naming each wrong key and the nearest right one."""
     values = _read_yaml(path) if path else {}
     for override in overrides:
         _apply(model, values, override)
@@ -132,7 +132,7 @@ def load(model: type[T], path: str | Path | None, overrides: Iterable[str] = ())
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(_text(path))
     except FileNotFoundError:
         raise ConfigError(f"job file {str(path)!r} does not exist{nearest(Path(path).name, _yaml_names(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -142,6 +142,14 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"job file {str(path)!r} must hold keys and values, not {type(values).__name__}")
     return values
+
+
+def _text(path: str | Path) -> str:
+    if "://" not in str(path):
+        return Path(path).read_text(encoding="utf-8")
+    from pipeline.place import read_file  # it imports this module
+
+    return read_file(str(path)).decode()
 
 
 def _yaml_names(path: str | Path) -> list[str]:

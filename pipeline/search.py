@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.config import ConfigError, Model, Ref, nearest
 from pipeline.encoders import Encoder
 from pipeline.media import BadItem, Limits, decode, to_pixels
+from pipeline.stores import reaching
 from pipeline.table.at import TableAt, dim_of, fingerprint_of, model_of
 from pipeline.table.ledger import TRAINING
 from schemas.items import encoder_schema
@@ -69,11 +70,13 @@ class Query(Model):
 class Searcher:
     """Searches one table again and again: the encoder is built once, at the first query that needs it.
 
-    `encoder`: None rebuilds the encoder that made the table. Another one is refused with ConfigError.
+    `encoder`: None rebuilds the encoder that made the table. Another one is refused with ConfigError. `storage_options`: fsspec's, for
+    the images of queries.
     """
 
-    def __init__(self, at: TableAt, *, encoder: Ref | None = None) -> None:
+    def __init__(self, at: TableAt, *, encoder: Ref | None = None, storage_options: dict[str, Any] | None = None) -> None:
         self._at = at
+        self._storage_options = storage_options
         self._ref = encoder
         self._dataset: lance.LanceDataset | None = None
         self._fingerprint = ""
@@ -103,7 +106,7 @@ class Searcher:
 
     def _vectors(self, dataset: lance.LanceDataset, fingerprint: str, queries: Sequence[Query]) -> list[np.ndarray]:
         asked = [query for query in queries if query.text is not None or query.image is not None]
-        encoded = iter(_encode(self._encoder_of(fingerprint), asked)) if asked else iter(())
+        encoded = iter(_encode(self._encoder_of(fingerprint), asked, self._storage_options)) if asked else iter(())
         return [_stored(dataset, query) if query.text is None and query.image is None else next(encoded) for query in queries]
 
     def _encoder_of(self, fingerprint: str) -> Encoder:
@@ -180,8 +183,8 @@ def _check(dataset: lance.LanceDataset, query: Query) -> None:
             raise ConfigError(f"where: {query.where!r} is not a condition on this table: {said}; its columns are {columns}") from error
 
 
-def _encode(encoder: Encoder, queries: Sequence[Query]) -> list[np.ndarray]:
-    images = [None if query.image is None else _image(encoder, query.image) for query in queries]
+def _encode(encoder: Encoder, queries: Sequence[Query], storage_options: dict[str, Any] | None) -> list[np.ndarray]:
+    images = [None if query.image is None else _image(encoder, query.image, storage_options) for query in queries]
     ids = [query.image or query.text for query in queries]
     columns = [pa.array(ids, pa.string()), pa.array([query.text for query in queries], pa.string()), to_pixels(images)]
     try:
@@ -190,9 +193,10 @@ def _encode(encoder: Encoder, queries: Sequence[Query]) -> list[np.ndarray]:
         raise ConfigError(f"the table's encoder cannot embed this query: {error}") from error
 
 
-def _image(encoder: Encoder, uri: str) -> np.ndarray:
+def _image(encoder: Encoder, uri: str, storage_options: dict[str, Any] | None) -> np.ndarray:
     limits = Limits()
-    data = storage.fetch([uri], max_bytes=limits.max_item_bytes)[0]
+    with reaching(uri):
+        data = storage.fetch([uri], max_bytes=limits.max_item_bytes, storage_options=storage_options)[0]
     try:
         if data is None or isinstance(data, BadItem):
             raise data or BadItem("missing")

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.media import BadItem, Limits, decode, thumbnail
 from pipeline.page import page, safe
 from pipeline.search import SIMILARITY, Query
+from pipeline.stores import reaching
 
 THUMBNAIL_PX = 320
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".ppm")
@@ -53,23 +54,24 @@ class Section:
     cards: list[Card]
 
 
-def section(query: Query, hits: pa.Table, *, row: dict[str, Any] | None = None) -> Section:
+def section(query: Query, hits: pa.Table, *, row: dict[str, Any] | None = None, storage_options: dict[str, Any] | None = None) -> Section:
     """The hits of one query with their pictures. Fetches those that have no thumbnail.
 
-    `row`: for a query by id, `uri` and `thumbnail` of that row, so that its picture stands above the hits.
+    `row`: for a query by id, `uri` and `thumbnail` of that row, so that its picture stands above the hits. `storage_options`:
+    fsspec's, for pictures that are fetched. Raises ConfigError if their store cannot be reached.
     """
     kind = next(kind for kind in ("text", "image", "id", "vector") if getattr(query, kind) is not None)
     words = f"{len(query.vector)} numbers" if query.vector is not None else str(getattr(query, kind))
     known = row or {}
-    picture = known.get("thumbnail") or _pictures([query.image or _picture_uri(known)])[0]
-    return Section(kind, words, picture if isinstance(picture, bytes) else None, query.where or "", cards(hits))
+    picture = known.get("thumbnail") or _pictures([query.image or _picture_uri(known)], storage_options)[0]
+    return Section(kind, words, picture if isinstance(picture, bytes) else None, query.where or "", cards(hits, storage_options))
 
 
-def cards(hits: pa.Table) -> list[Card]:
+def cards(hits: pa.Table, storage_options: dict[str, Any] | None = None) -> list[Card]:
     """One card a hit, in their order. Columns that the hits lack are left out."""
     rows = hits.to_pylist()
     wanted = [None if row.get("thumbnail") else _picture_uri(row) for row in rows]
-    return [_card(row, fetched) for row, fetched in zip(rows, _pictures(wanted), strict=True)]
+    return [_card(row, fetched) for row, fetched in zip(rows, _pictures(wanted, storage_options), strict=True)]
 
 
 def _picture_uri(row: dict[str, Any]) -> str | None:
@@ -89,9 +91,11 @@ def _card(row: dict[str, Any], fetched: bytes | BadItem | None) -> Card:
     return Card(str(row["id"]), float(row[SIMILARITY]), row.get("uri") or "", _cut(text, MAX_TEXT), picture, missing, fields)
 
 
-def _pictures(uris: Sequence[str | None]) -> list[bytes | BadItem | None]:
+def _pictures(uris: Sequence[str | None], storage_options: dict[str, Any] | None) -> list[bytes | BadItem | None]:
     limits = Limits()
-    return [_small(data, limits) for data in storage.fetch(uris, max_bytes=limits.max_item_bytes)]
+    with reaching(next((uri for uri in uris if uri and "://" in uri), "the hits' pictures")):
+        found = storage.fetch(uris, max_bytes=limits.max_item_bytes, storage_options=storage_options)
+    return [_small(data, limits) for data in found]
 
 
 def _small(data: bytes | BadItem | None, limits: Limits) -> bytes | BadItem | None:

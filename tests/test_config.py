@@ -48,7 +48,7 @@ WRONG = {
     "encoder.target=nowhere.at.all:X": "run from the folder that has it",
     "encoder.args.dims=3": "did you mean 'dim'",
     "limits.max_rejects=2": "less than or equal to 1",
-    "compute": "neither a job file nor key=value",
+    "compute": "are neither a job file nor key=value",
     "--plann": "did you mean '--plan'",
 }
 

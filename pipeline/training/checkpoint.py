@@ -38,6 +38,8 @@ class Progress:
     """Evaluations since the best one."""
     stopped: bool = False
     """By patience: nothing is left to be done."""
+    dropped: int = 0
+    """Rows that were drawn and left out, by all workers."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Rows of all ranks with gradient, and the one rule by which terms are averaged. One process needs no process group."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -85,6 +85,24 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     if ranks > 1:
         dist.all_reduce(value)
     return value / ranks
+
+
+def largest(values: Sequence[float], device: torch.device) -> list[float]:
+    """Of each number the largest that a rank has. Every rank must call it."""
+    found = torch.tensor(values, dtype=torch.float64, device=device)
+    if world()[1] > 1:
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    most: list[float] = found.tolist()
+    return most
+
+
+def of_first(values: Sequence[float], device: torch.device) -> list[float]:
+    """The first rank's numbers, for what all ranks decide by: their own may differ in the last bit. Every rank must call it."""
+    found = torch.tensor(values, dtype=torch.float64, device=device)
+    if world()[1] > 1:
+        dist.broadcast(found, src=0)
+    first: list[float] = found.tolist()
+    return first
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

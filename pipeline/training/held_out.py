@@ -13,7 +13,7 @@ from pipeline.metrics import mrr_at, ndcg_at, ranking, recall_at
 from pipeline.pairs.prepared import Prepared
 from pipeline.training import normalise
 from pipeline.training.batches import Choice, Told, collate
-from pipeline.training.gather import gather_rows, world
+from pipeline.training.gather import gather_rows, of_first, world
 from pipeline.training.tape import Embed, layers_of
 from pipeline.training.trainable import Trainable
 
@@ -29,6 +29,9 @@ def evaluate(model: Trainable, embed: Embed, held_out: Sequence[Prepared], *, ch
     # A held-out row is never left out, and needs no teacher.
     choice = choice.model_copy(update={"bad_image": "error", "teacher_scores": False})
     found = {data.name: _of(_Reader(model, embed, data, choice), k) for data in held_out}
+    device = next((values.device for module in model.modules for values in module.parameters()), torch.device("cpu"))
+    # Ranks on different machines may rank near ties differently, and all must agree on which weights are the best.
+    found = {name: dict(zip(metrics, of_first(list(metrics.values()), device), strict=True)) for name, metrics in found.items()}
     named = {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
     means = {metric: float(np.mean([metrics[metric] for metrics in found.values()])) for metric in next(iter(found.values()), {})}
     return {**named, **means}

@@ -28,7 +28,7 @@ from pipeline.training.batches import Choice
 from pipeline.training.checkpoint import Progress, Values, put, read, state_of, trained, weights_of, write
 from pipeline.training.chunks import Rows
 from pipeline.training.feed import Feed, Part, Read, Reader, Ready
-from pipeline.training.gather import world
+from pipeline.training.gather import gather_sizes, largest, world
 from pipeline.training.gradcache import GradCache
 from pipeline.training.held_out import evaluate
 from pipeline.training.journal import all_keys
@@ -105,6 +105,8 @@ class Outcome:
     steps: int
     rows: int
     """That this process trained on, with the other workers'; a resumed run counts from where it went on."""
+    dropped: int
+    """Rows that the whole run drew and left out."""
     seconds: float
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
@@ -151,6 +153,7 @@ class _Run:
         self.progress = Progress(plan.position(0))
         self.record = Record(self.folder / JOURNAL, task.facts, tensorboard=task.tensorboard) if self.first else None
         self.warned = False
+        self.dropped: set[str] = set()
         self.bests: list[int | None] = []
         self.staging = Path(tempfile.gettempdir()) / f"tessera-{hash64(task.folder) % 2**64:016x}"
 
@@ -158,6 +161,7 @@ class _Run:
         """From where the last checkpoint is to the end."""
         started = time.perf_counter()
         begun = self._resume()
+        dropped_before = self.progress.dropped
         if begun == 0 and not self.progress.before:
             self._evaluate(0)
             self._keep(0)
@@ -169,7 +173,8 @@ class _Run:
             done = step + 1
             self._after(done)
         seconds = time.perf_counter() - started
-        outcome = Outcome(done, (done - begun) * self.recipe.mixture.batch_size, round(seconds, 2))
+        dropped = self.progress.dropped
+        outcome = Outcome(done, (done - begun) * self.recipe.mixture.batch_size - (dropped - dropped_before), dropped, round(seconds, 2))
         return self._finish(outcome)
 
     def close(self) -> None:
@@ -216,9 +221,21 @@ class _Run:
                 f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower optimisation.learning_rate in a new run"
             )
         self.optimizer.step()
+        self._note_dropped(step, batch)
         if step % self.recipe.watching.log_every == 0 or step + 1 == self.task.steps:
-            times = {"seconds": round(time.perf_counter() - started, 4), "waited": round(waited, 4)}
+            # Of the worker that took longest: the others waited for it.
+            took, waited = largest([time.perf_counter() - started, waited], self.device)
+            times = {"seconds": round(took, 4), "waited": round(waited, 4)}
             self._write(step, batch, {"loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm), **times})
+
+    def _note_dropped(self, step: int, batch: Ready) -> None:
+        """Count rows that were left out, and name each once."""
+        if self.recipe.choice.bad_image == "drop":
+            self.progress.dropped += sum(gather_sizes(batch.rejects.num_rows, self.device))
+            for reject in batch.rejects.to_pylist():
+                if reject["uri"] not in self.dropped:
+                    self.dropped.add(reject["uri"])
+                    log.warning("step %d: left out: %s: %s: %s", step, reject["uri"], reject["reason"], reject["detail"])
 
     def _write(self, step: int, batch: Ready, values: dict[str, float]) -> None:
         """A line of metrics. Every rank must call it: signs and rows are gathered."""
@@ -226,7 +243,7 @@ class _Run:
             signs, similarities = self.loss.signs()
         keys = all_keys(batch.row_keys, self.device) if self.recipe.watching.log_rows else None
         if self.record is not None:
-            line = {"step": step, **values, **signs, "similarities": similarities, "rejects": batch.rejects.num_rows}
+            line = {"step": step, **values, **signs, "similarities": similarities, "rejects": self.progress.dropped}
             self.record.step({**line, **({} if keys is None else {"rows": keys})})
 
     def _after(self, done: int) -> None:

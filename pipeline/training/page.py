@@ -72,9 +72,9 @@ def _tiles(facts: Facts, steps: Sequence[Line], held: Sequence[Line]) -> str:
         tiles.append(("rows a second, median step", f"{facts.batch_size / max(seconds, 1e-9):,.1f}"))
         waited = sum(line["waited"] for line in steps) / max(1e-9, sum(line["seconds"] for line in steps))
         tiles.append(("time spent waiting for rows", f"{waited:.0%}"))
-        lost = sum(line["rejects"] for line in steps)
+        lost = steps[-1]["rejects"]
         if lost:
-            tiles.append(("rows dropped for a bad image, logged steps", f"{lost:,}"))
+            tiles.append(("rows drawn and left out", f"{lost:,}"))
     return '<ul class="tiles">' + "".join(f"<li><span>{safe(name)}</span><b>{safe(value)}</b></li>" for name, value in tiles) + "</ul>"
 
 

@@ -93,6 +93,8 @@ class TrainReport:
     """Rows of each data set."""
     rejects: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows of each data set that are not trained on, by reason."""
+    dropped: int = 0
+    """How often the whole run drew a row and left it out, by choice.bad_image; each is named in the log."""
     encoder: str = ""
     """The saved encoder's folder: encoder: {target: pipeline.encoders.saved:open_encoder, args: {folder: ...}}."""
     fingerprint: str = ""
@@ -221,6 +223,7 @@ def done(at: RunAt, outcome: Outcome, task: Task) -> TrainReport:
         best_step=outcome.best_step,
         data={data.name: data.rows for data in task.facts.data},
         rejects={data.name: data.rejects for data in task.facts.data if data.rejects},
+        dropped=outcome.dropped,
         encoder=outcome.encoder,
         fingerprint=outcome.fingerprint,
     )

@@ -29,7 +29,7 @@ class Watched(nn.Module):
 
     def forward(self, queries: Vectors, positives: Vectors, negatives: Vectors | None = None, notes: Notes = NO_NOTES) -> Tensor:
         """As the loss that is watched."""
-        most = MOST // world()[1]
+        most = max(1, MOST // world()[1])
         self._seen = layers_of(queries)[-1][:most].detach().clone(), layers_of(positives)[-1][:most].detach().clone()
         return self.loss(queries, positives, negatives, notes)
 

@@ -233,16 +233,18 @@ def beside(task, name):
 
 
 def trained_each(tasks):
-    for task in tasks:
-        train(task, Folder(f"{task.folder}/checkpoints"), CPU)
+    return [train(task, Folder(f"{task.folder}/checkpoints"), CPU) for task in tasks]
 
 
 def test_a_worker_whose_rows_are_all_left_out_takes_part_without_them(place):
     """It ended the run, where fewer workers would have gone on with the other rows of the batch."""
     task = with_damage(place, "damaged")
     one, two, sharded = (beside(task, f"damaged-{name}") for name in ("one", "two", "sharded"))
-    trained_each([one])
-    run_on_ranks(trained_each, 2, [two, replace(sharded, sharded=True)])
+    (alone,) = trained_each([one])
+    both = run_on_ranks(trained_each, 2, [two, replace(sharded, sharded=True)])
+    # Of all workers, and not of the first, which left out none.
+    assert {(outcome.rows, outcome.dropped) for outcome in (alone, *both[0], *both[1])} == {(10, 2)}
+    assert [line["rejects"] for line in journal(two.folder) if "loss" in line] == [0, 2, 2]
     wanted = torch.load(f"{one.folder}/checkpoints/step-0003/state.pt", weights_only=True)["weights"]
     for folder in (two.folder, sharded.folder):
         np.testing.assert_allclose(list(losses(folder).values()), list(losses(one.folder).values()), rtol=1e-4)

@@ -1,16 +1,19 @@
 """The contract of every loss: the gradient on 1, 2 and 4 ranks is one gradient. And that the check of it finds what breaks it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from pipeline.testing import check_loss
-from pipeline.training import NO_NOTES, normalise
+from pipeline.training import NO_NOTES, held_out, normalise
+from pipeline.training.batches import Choice
 from pipeline.training.check import Found, check_same, on_this_rank, sample
 from pipeline.training.distillation import KL, MarginMSE, StableKL, VectorMSE
-from pipeline.training.gather import average_gradients, gather_rows, gather_sizes, mean_over_ranks, world
+from pipeline.training.gather import average_gradients, gather_rows, gather_sizes, largest, mean_over_ranks, world
+from pipeline.training.held_out import evaluate
 from pipeline.training.infonce import Hardness, InfoNCE, Ramp
 from pipeline.training.matryoshka import Ladder, Matryoshka
 from pipeline.training.ranks import run_on_ranks
@@ -190,3 +193,18 @@ def test_gradients_are_averaged_once_also_of_what_a_rank_did_not_use():
         assert both.tolist() == [1.5] * 3
         assert second.tolist() == [2.0] * 3
         assert none is None
+
+
+def disagreeing():
+    """What ranks tell and decide by, where their own numbers differ."""
+    rank, _ = world()
+    held_out._of = lambda reader, k: {f"recall@{k}": 0.5 + 1e-9 * rank}
+    metrics = evaluate(SimpleNamespace(modules=[]), None, [SimpleNamespace(name="held")], choice=Choice(), k=3)
+    return largest([0.25 * rank, -float(rank)], torch.device("cpu")), metrics
+
+
+def test_ranks_tell_of_the_slowest_and_decide_by_the_firsts_metrics():
+    """Machines of two kinds may rank near ties differently: ranks would then disagree on which weights are the best, and wait for each other."""
+    for worst, metrics in run_on_ranks(disagreeing, 2):
+        assert worst == [0.25, 0.0]
+        assert metrics == {"held/recall@3": 0.5, "recall@3": 0.5}

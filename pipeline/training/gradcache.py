@@ -53,6 +53,8 @@ class GradCache:
     ) -> Tensor:
         """Add the gradients of this batch to all parameters; gives the loss of the batch of all ranks, the same on each.
 
+        FloatingPointError, on every rank, if that is no finite number; no gradient is then added.
+
         `negatives`: for each query as many as it has, none included; empty if no row has any. Every rank must call it. One that has no
         row gives query and positive of another's as `stand_in`: they are embedded, as passes may be collectives, and count for nothing.
         """
@@ -68,15 +70,17 @@ class GradCache:
         with self._no_sync():
             if self.chunk is None:
                 loss = self._loss([embed(rows) for embed, rows in sides], len(queries), counts, notes)
+                value = _finite_mean(loss)
                 loss.backward()  # type: ignore[no-untyped-call]
             else:
                 tapes = [self._record(embed, rows, self.chunk) for embed, rows in sides]
                 loss = self._loss([tape.vectors for tape in tapes], len(queries), counts, notes)
+                value = _finite_mean(loss)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for tape in tapes:
                     tape.backward(self._sync)
         average_gradients({id(parameter): parameter for module in self._trained() for parameter in module.parameters()}.values())
-        return mean_over_ranks(loss)
+        return value
 
     def _record(self, embed: Embed, rows: list[Any], chunk: Chunk) -> Tape:
         chunks = chunk.cut(rows)
@@ -135,6 +139,14 @@ class GradCache:
                         f"{name or 'the module'} is a {type(part).__name__} in training mode: its vectors depend on the chunk, so gradients would "
                         "not be those of the batch; put it in eval mode (frozen statistics), or use layer or group norm"
                     )
+
+
+def _finite_mean(loss: Tensor) -> Tensor:
+    """Over ranks; looked at before the way back, which would tell of vectors that are no numbers as of an encoder that keeps state."""
+    value = mean_over_ranks(loss)
+    if not torch.isfinite(value):
+        raise FloatingPointError(f"the loss is {float(value):.4g}")
+    return value
 
 
 def _check_rows(queries: Sequence[Any], positives: Sequence[Any], negatives: Sequence[Sequence[Any]], stand_in: tuple[Any, Any] | None) -> None:

@@ -210,16 +210,16 @@ class _Run:
         # Of the step and the rank alone, so that no generator's state must be kept.
         torch.manual_seed(hash64(str(self.recipe.mixture.seed), str(step), str(world()[0])))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.cache.step(
-            batch.queries, batch.positives, negatives=batch.negatives, notes=_placed(batch.notes, self.device), stand_in=batch.stand_in
-        )
+        try:
+            notes = _placed(batch.notes, self.device)
+            loss = self.cache.step(batch.queries, batch.positives, negatives=batch.negatives, notes=notes, stand_in=batch.stand_in)
+        except FloatingPointError as error:
+            raise _no_number(step, str(error)) from error
         if self.sharded is not None:
             self.sharded.drop_unused()
         norm = clip(self.parameters, self.recipe.optimisation.clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"step {step}: the loss is {float(loss):.4g} and the gradient's norm {float(norm):.4g}; lower optimisation.learning_rate in a new run"
-            )
+            raise _no_number(step, f"the loss is {float(loss):.4g}, and the gradient's norm is {float(norm):.4g}")
         self.optimizer.step()
         self._note_dropped(step, batch)
         if step % self.recipe.watching.log_every == 0 or step + 1 == self.task.steps:
@@ -368,6 +368,13 @@ def _compile(model: Trainable, backend: str) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for module in model.layers if isinstance(model, Layered) else model.modules:
         module.forward = torch.compile(module.forward, backend=backend, dynamic=True)  # type: ignore[method-assign]
+
+
+def _no_number(step: int, what: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"step {step}: {what}; checkpoints before it are as they were. In a new run, lower optimisation.learning_rate or raise "
+        "optimisation.warmup; at the first steps it may be the weights' format (dtype, optimisation.autocast) or the base model"
+    )
 
 
 def _placed(notes: Notes, device: torch.device) -> Notes:

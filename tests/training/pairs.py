@@ -152,6 +152,21 @@ def deadly(at, memory):
     return Ref(target="tests.training.pairs:Deadly", args={"at": at, "memory": str(memory)}).model_dump()
 
 
+class Broken(InfoNCE):
+    """InfoNCE that at a step is no number, or of which the gradient is none."""
+
+    def __init__(self, *, at, where, **settings):
+        super().__init__(**settings)
+        self.at, self.where = at, where
+
+    def forward(self, queries, positives, negatives=None, notes=NO_NOTES):
+        loss = super().forward(queries, positives, negatives, notes)
+        if notes.step != self.at:
+            return loss
+        # The gradient of the root is infinite at 0, and 0 times that is no number.
+        return loss * torch.nan if self.where == "loss" else loss + (0.0 * queries.sum()).sqrt()
+
+
 class Slow(InfoNCE):
     """InfoNCE that takes its time, so that a test can interrupt it."""
 

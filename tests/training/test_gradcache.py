@@ -199,3 +199,13 @@ def test_the_same_object_is_not_changed_by_a_step():
     before = copy.deepcopy(module.state_dict())
     step(module, InfoNCE(), Rows(4))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("chunk", [None, Rows(4)], ids=str)
+def test_weights_that_are_no_numbers_are_told_as_such(chunk):
+    """NaN in the vectors passed for an encoder whose second pass differs from its first, an error that a run tried four times."""
+    module = made(Text())
+    next(module.parameters()).data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        step(module, InfoNCE().double(), chunk)
+    assert set(gradients(module).values()) == {None}

@@ -251,3 +251,14 @@ def test_a_worker_whose_rows_are_all_left_out_takes_part_without_them(place):
         found = torch.load(f"{folder}/checkpoints/step-0003/state.pt", weights_only=True)["weights"]
         for name, values in wanted.items():
             np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("where", "problem"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
+def test_a_loss_that_is_no_number_ends_the_run_by_name_and_the_checkpoint_before_stays(place, where, problem):
+    loss = {"target": "tests.training.pairs:Broken", "args": {"at": 3, "where": where}}
+    task = task_of(place, f"nan-{where}", loss=loss, watching={"checkpoint_every": 2, "evaluate_every": 100})
+    with pytest.raises(FloatingPointError, match=rf"^step 3: .*{problem}; .*optimisation.learning_rate"):
+        train(task, Folder(f"{task.folder}/checkpoints"), CPU)
+    assert sorted(path.name for path in Path(task.folder, "checkpoints").iterdir()) == ["step-0000", "step-0002"]
+    state = torch.load(f"{task.folder}/checkpoints/step-0002/state.pt", weights_only=True)
+    assert all(values.isfinite().all() for values in state["weights"].values()) and max(losses(task.folder)) == 2

@@ -32,7 +32,7 @@ from pipeline.readers import Reader
 from pipeline.report import EmbedReport, cause_of, explains_itself, too_many_rejects
 from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
 from pipeline.table.commit import Committed, Committer
-from pipeline.table.contents import ids_in, quoted, read_batches, read_contents, read_notes, unit_states
+from pipeline.table.contents import id_sums, ids_in, quoted, read_batches, read_contents, read_notes, unit_states
 from pipeline.table.ledger import record_model, record_notes
 from pipeline.table.rejects import forget_rejects, rejects_of
 from pipeline.table.stage import Receipt, Staging, Unproved
@@ -295,7 +295,7 @@ class Filling:
 
     def _ceiling(self, thread_seconds: float) -> str | None:
         stages = self.report.stage_seconds
-        if not stages:
+        if not any(stages.values()):
             return None
         busy = sum(stages.values()) / max(1e-9, thread_seconds)
         top = max(stages, key=lambda name: stages[name])
@@ -365,8 +365,8 @@ class Filling:
     def _note_units(self, *, exact: bool) -> None:
         """Note the containers that need no reading any more. `exact`: the table has no row of this source whose item is not listed.
 
-        A row that has moved to another container keeps the name of the old one, so that neither adds up. If all of them together do, the source
-        is noted as a whole: it needs no reading as long as nothing of it changes.
+        A row that has moved to another container keeps the name of the old one, so that neither has the rows of its own items, be there as many
+        of them. If all containers together add up, the source is noted as a whole: it needs no reading as long as nothing of it changes.
         """
         p = self.prepared
         if not p.plan.units:
@@ -380,9 +380,11 @@ class Filling:
             listed, rejected = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
             counts[WHOLE] = (listed + p.plan.unchanged + p.plan.rejected, rejected + p.plan.rejected)
             versions[WHOLE] = listing_version(p.plan.listing)
-        for unit, (listed, rejected) in sorted(counts.items()):
+        counts = {unit: count for unit, count in counts.items() if states.get(unit, (0, ""))[0] == count[0] - count[1]}
+        sums = id_sums(dataset, counts, source=p.reader.source)
+        for unit, (_, rejected) in sorted(counts.items()):
             rows, digest = states.get(unit, (0, ""))
-            if rows == listed - rejected:
+            if unit == WHOLE or sums[unit] == self.committer.accepted[unit]:
                 row = {"source": p.reader.source, "unit": unit, "version": versions[unit], "rows": rows, "rejected": rejected, "digest": digest}
                 notes.append({**row, "run": p.run})
         record_notes(p.table, notes)

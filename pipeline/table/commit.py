@@ -16,7 +16,7 @@ from pipeline.config import JobFailed
 from pipeline.known import Contents, Known, hash64
 from pipeline.table import swap
 from pipeline.table.at import TableAt, identity_of
-from pipeline.table.contents import quoted, rows_with
+from pipeline.table.contents import added_up, quoted, rows_with
 from pipeline.table.rejects import forget_rejects, record_rejects
 from pipeline.table.stage import Receipt, Staged, Staging, metadata_of, read_staged, stage_rows
 from schemas.rejects import PASSING, REJECT
@@ -73,6 +73,8 @@ class Committer:
     """Rows of each chunk committed."""
     units: dict[str, list[int]] = field(default_factory=dict)
     """Of each container: items listed, and rejected, in the chunks committed so far."""
+    accepted: Counter[str] = field(default_factory=Counter)
+    """Of each container: the id hashes of its items that have a row in the table, added up."""
     refused: Known = field(default_factory=Known)
     """Items that this run has met and that are rejects."""
     unread: set[str] = field(default_factory=set)
@@ -240,7 +242,8 @@ class Committer:
     def _account_read(self, receipt: Receipt) -> None:
         """Count what the worker found that needs no commit."""
         # Unchanged items whose id this run has met before are duplicates that an earlier run recorded.
-        again = int(self.own.find(receipt.seen)[0].sum())
+        met = self.own.find(receipt.seen)[0]
+        again = int(met.sum())
         self.own.add(receipt.seen, np.zeros(len(receipt.seen), np.uint64))
         rejected = receipt.rejected_before + receipt.rejects.num_rows + again
         self.counts.unchanged += receipt.unchanged - again
@@ -250,6 +253,7 @@ class Committer:
         self.refused.add(refused, np.zeros(len(refused), np.uint64))
         if receipt.unit is not None:
             self.units.setdefault(receipt.unit, [0, 0])[1] += rejected
+            self._accept(receipt.unit, receipt.seen[~met])
             self.unread |= {receipt.unit} if receipt.unread else set()
             self.again |= set() if PASSING.isdisjoint(receipt.rejects["reason"].to_pylist()) else {receipt.unit}
 
@@ -269,9 +273,13 @@ class Committer:
             self.reasons.update(f.duplicates["reason"].to_pylist())
             if receipt.unit is not None:
                 self.units[receipt.unit][1] += f.duplicates.num_rows
+                self._accept(receipt.unit, f.staged.ids, f.overtaken)
         record_rejects(self.at, [f.duplicates for f in fitted])
         for f in fitted:
             self._forget_cured(f.staged)
+
+    def _accept(self, unit: str, *ids: np.ndarray) -> None:
+        self.accepted[unit] = added_up([self.accepted[unit], *(int(part.sum(dtype=np.uint64)) for part in ids)])
 
     def _forget(self, receipts: list[Receipt]) -> None:
         """The receipts are committed whole: their containers have that much more, and what was staged is forgotten."""

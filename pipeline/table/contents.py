@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lance
@@ -55,6 +55,24 @@ def ids_in(dataset: lance.LanceDataset, units: frozenset[str], *, source: str) -
     batches = read_batches(dataset, ["id", "_unit"], f"source = {quoted(source)} AND _unit IS NOT NULL")
     hashes = [hash64(batch["id"].filter(pc.is_in(batch["_unit"], wanted))) for batch in batches]
     return np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
+
+
+def added_up(hashes: Iterable[int]) -> int:
+    """The sum of 64-bit hashes, in 64 bits: the same for the same items in any order."""
+    return sum(hashes) % 2**64
+
+
+def id_sums(dataset: lance.LanceDataset, units: Iterable[str], *, source: str) -> dict[str, int]:
+    """Of each of some containers of `source`: the id hashes of its rows, added up."""
+    wanted, sums = pa.array(sorted(units), pa.string()), Counter[str]()
+    for batch in read_batches(dataset, ["id", "_unit"], f"source = {quoted(source)} AND _unit IS NOT NULL"):
+        rows = batch.filter(pc.is_in(batch["_unit"], wanted))
+        encoded = rows["_unit"].dictionary_encode()
+        found = np.zeros(len(encoded.dictionary), np.uint64)
+        np.add.at(found, encoded.indices.to_numpy(), hash64(rows["id"]))
+        for unit, more in zip(encoded.dictionary.to_pylist(), found.tolist(), strict=True):
+            sums[unit] = added_up([sums[unit], more])
+    return sums
 
 
 def read_batches(dataset: lance.LanceDataset, columns: list[str], predicate: str | None = None) -> Iterator[pa.RecordBatch]:

@@ -235,6 +235,20 @@ def test_rows_that_have_moved_to_another_container_are_read_once(tmp_path):
     assert (embed(tmp_path, source).written, len(texts(tmp_path))) == (1, 11)
 
 
+def test_a_container_is_not_taken_for_complete_because_it_has_as_many_rows(tmp_path):
+    """Where rows changed places between containers, the counts added up: those of the next one that went were deleted, and not read again."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {"a": "one", "x": "two"})
+    parquet(source / "b.parquet", {"b": "three", "y": "four"})
+    embed(tmp_path, source)
+    parquet(source / "a.parquet", {"a": "one", "y": "four"})
+    parquet(source / "b.parquet", {"b": "three", "x": "two"})
+    assert (embed(tmp_path, source).unchanged, reads(tmp_path, source)) == (4, [])
+    (source / "b.parquet").unlink()
+    assert embed(tmp_path, source).deleted == 2
+    assert texts(tmp_path) == {"a": "one", "y": "four"}
+
+
 def test_an_id_of_another_source_is_a_duplicate_before_it_is_embedded(tmp_path):
     """It was encoded on every run, to be rejected at the commit."""
     for name, text in (("one", "first"), ("two", "second")):

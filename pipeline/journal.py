@@ -11,18 +11,20 @@ for many items together (fetching, reading from a container, a call of the encod
 16 at most. Of the encoder's calls only the oldest is timed, from when it became the oldest: the others may be waiting for it.
 So a hang holds a worker up for 16 times `item_timeout_s` at most, then for once that time at each of two tries alone, which
 make the item a reject; a hang that is no item's (reading, staging) fails its chunk after `MAX_BARREN_TRIES`. A process that
-was stopped, or starved of its processors, is not overdue: the watchdog counts only time in which it runs itself.
+was stopped, or starved of its processors, is not overdue: the watchdog counts only time in which it runs itself. Nor is a container
+that is being copied to this machine, as long as bytes arrive.
 """
 
 import contextlib
 import faulthandler
+import functools
 import json
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from pipeline.table.stage import Staging
@@ -96,14 +98,15 @@ class Journal:
                 self._state.in_flight.remove(ids)
 
     @contextlib.contextmanager
-    def watch(self, ids: list[str], seconds: float, *, shared: bool = False) -> Iterator[None]:
+    def watch(self, ids: list[str], seconds: float, *, shared: bool = False) -> Iterator[Callable[[], None]]:
         """End the process, and hold `ids` responsible (none: nobody), if this block takes longer than `seconds`.
 
-        `shared`: the block may wait for others like it, so only the oldest of them in this process is timed.
+        Gives a function that starts the time anew, for work whose progress can be seen. `shared`: the block may wait for others
+        like it, so only the oldest of them in this process is timed.
         """
         token = self._watchdog.start(_Watch(self, ids, seconds, shared))
         try:
-            yield
+            yield functools.partial(self._watchdog.renew, token)
         finally:
             self._watchdog.stop(token)
 
@@ -155,6 +158,13 @@ class Watchdog:
         """End one watch."""
         with self._lock:
             self._watches.pop(token, None)
+
+    def renew(self, token: int) -> None:
+        """Start the time of a watch anew, if it is not over."""
+        with self._lock:
+            watch = self._watches.get(token)
+            if watch is not None:
+                watch.deadline = self._deadline(watch)
 
     def _deadline(self, watch: _Watch) -> float:
         return self._now + self.TICK_S + watch.seconds  # a tick more, because the watchdog's time moves by ticks

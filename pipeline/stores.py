@@ -40,7 +40,12 @@ def filesystem(uri: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
     options = dict(storage_options)
     if scheme in ("s3", "s3a"):
         options["config_kwargs"] = {"connect_timeout": 5, "max_pool_connections": CONNECTIONS} | options.get("config_kwargs", {})
-    elif scheme not in ("gs", "gcs", "http", "https"):
+    elif scheme in ("http", "https"):
+        import aiohttp
+
+        # Its default is five minutes for a whole file, however fast that comes.
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)} | options.get("client_kwargs", {})
+    elif scheme not in ("gs", "gcs"):
         options = kind._get_kwargs_from_urls(uri) | options
     return kind(**options), kind._strip_protocol(uri)
 

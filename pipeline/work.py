@@ -161,7 +161,8 @@ class ChunkWorker:
         parts = self._read(chunk, tally)
         # With suspects about, one part at a time, for the same reason.
         run: Callable[..., Any] = map if chunk.journal.suspects else self._pool.map
-        done: list[_Done] = list(run(lambda part: self._embed_part(part, chunk), parts))
+        with self._at_hand(chunk, tally):
+            done: list[_Done] = list(run(lambda part: self._embed_part(part, chunk), parts))
         if tally.listed != _items_of(chunk.work):
             raise ContractBroken(f"the reader gave {tally.listed} items where it listed {_items_of(chunk.work)}")
         if hasattr(self.task.reader, "confirm"):
@@ -214,7 +215,18 @@ class ChunkWorker:
                 return
             yield items
 
-    def _patiently(self, journal: Journal) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _at_hand(self, chunk: _Chunk, tally: _Tally) -> Iterator[None]:
+        """What the chunk's items lie in, held by the reader if it has something to hold."""
+        started = time.perf_counter()
+        with contextlib.ExitStack() as held:
+            if hasattr(self.task.reader, "hold"):
+                with self._patiently(chunk.journal) as alive:
+                    held.enter_context(self.task.reader.hold(chunk.work, alive))
+            tally.seconds += time.perf_counter() - started
+            yield
+
+    def _patiently(self, journal: Journal) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """Watch what waits for a disk or a store and is no single item's work."""
         return journal.watch([], TIMED_TOGETHER * self.task.limits.item_timeout_s)
 

@@ -75,6 +75,22 @@ def test_a_process_that_is_stopped_for_a_while_is_not_taken_for_a_hang(tmp_path)
     assert in_flight(tmp_path) == []
 
 
+def test_work_whose_progress_is_seen_may_take_longer(tmp_path):
+    """A slide that was copied slowly from a store was taken for a tile that hangs."""
+    code = """
+with journal.watch(['a'], 1.0) as alive:
+    for _ in range(8):
+        time.sleep(0.5)
+        alive()
+    print("copied", flush=True)
+    time.sleep(3600)
+"""
+    running = process(tmp_path, code)
+    assert running.wait(60) == 1
+    assert running.stdout.read() == "copied\n"
+    assert in_flight(tmp_path) == [["a"]]
+
+
 def test_a_call_that_waits_for_others_has_its_time_when_its_turn_comes(tmp_path):
     """An item behind the batches of fifteen other threads was accused of the time that those took."""
     code = """

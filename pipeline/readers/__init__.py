@@ -9,6 +9,8 @@ Optional, and looked for by name, for containers whose images are not encoded fi
 * `pixels(row) -> (image, columns)`: the image of one row that `read` gave (as a dict): uint8 (H, W, 3), and values for some of the
   metadata columns that are known only now. Called from many threads, under the watchdog, so `read` must not read pixels.
   Raises BadItem for the row, UnitChanged for the container.
+* `hold(work, alive) -> context`: called before a chunk is read; while the context is open, what its items lie in is at hand on this machine.
+  Bringing it there may take as long as it likes, if it calls `alive()` whenever it gets on. Raises UnitChanged.
 * `may_be_empty`: whether it is no mistake if there is nothing to list.
 * `confirm(work)`: called when all of a chunk has been embedded. Raises UnitChanged if its container was replaced meanwhile.
 """

@@ -3,9 +3,10 @@
 Nothing is listed but what the slides table says, so that a run over ten thousand slides opens none of them on the driver.
 """
 
+import contextlib
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ SLICE_TILES = 2048
 """Tiles that are read, embedded and staged as one: a minute of a GPU at most, and a hundred MB of vectors at worst."""
 ROWS_KEPT = 8
 """Slides whose tiles a process keeps laid out."""
+SURVEYED_ANEW = "it was surveyed anew by another run, or with other settings, while this one was under way; run again"
 
 
 class Tiles:
@@ -84,17 +86,22 @@ class Tiles:
             parts += [(unit, version, (count * i // pieces, count * (i + 1) // pieces, None)) for i in range(pieces)]
         return slices.table(parts)
 
+    @contextlib.contextmanager
+    def hold(self, work: pa.Table, alive: Callable[[], None]) -> Iterator[None]:
+        """As `pipeline.readers` says: the slides of some slices stay open meanwhile."""
+        with contextlib.ExitStack() as held:
+            for unit, version in _units(work):
+                held.enter_context(self._handles.hold(self._current(unit, version).row, alive))
+            yield
+
     def read(self, work: pa.Table) -> Iterator[pa.Table]:
         """The tiles' rows, without quality: that comes with the pixels. Raises UnitChanged if the slide was surveyed anew meanwhile."""
         for part in work.to_pylist():
-            laid = self._lay(part["unit"])
-            if laid.row["tiling"] != part["version"]:
-                raise UnitChanged(f"{part['unit']}: it was surveyed anew while this run was under way; run again")
-            yield laid.tiles.slice(part["start"], part["stop"] - part["start"])
+            yield self.tiles(part["unit"], part["version"]).slice(part["start"], part["stop"] - part["start"])
 
-    def tiles(self, unit: str) -> pa.Table:
-        """All tiles that a slide should have: ITEM and metadata rows."""
-        return self._lay(unit).tiles
+    def tiles(self, unit: str, version: str) -> pa.Table:
+        """All tiles that a slide of a listed version should have: ITEM and metadata rows. Raises UnitChanged as `read`."""
+        return self._current(unit, version).tiles
 
     def pixels(self, row: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         """A tile, uint8 (P, P, 3), and its quality. Raises BadItem `corrupt_tile`, or UnitChanged."""
@@ -109,18 +116,26 @@ class Tiles:
         return (laid.stain(image) if laid.stain else image), measured
 
     def confirm(self, work: pa.Table) -> None:
-        """Raises UnitChanged if a slide's file is not any more what was surveyed."""
-        for unit in set(work["unit"].to_pylist()):
-            if version_now(unit, self.storage_options) != self._lay(unit).row["version"]:
+        """Raises UnitChanged if a slide's file is not any more what was surveyed, or was surveyed anew."""
+        for unit, version in _units(work):
+            if version_now(unit, self.storage_options) != self._current(unit, version).row["version"]:
                 self._handles.forget(unit)
                 raise UnitChanged(f"{unit}: it was replaced while its tiles were read; run again, the new one will be surveyed")
+
+    def _current(self, unit: str, version: str) -> "_Laid":
+        laid = self._lay(unit)
+        if laid.row["tiling"] != version:
+            raise UnitChanged(f"{unit}: {SURVEYED_ANEW}")
+        return laid
 
     def _lay(self, unit: str) -> "_Laid":
         with self._lock:
             laid = self._laid.pop(unit, None)
             if laid is None:
-                [row] = slide_rows(self.at, source=self.source, units=[unit])
-                laid = _Laid(row, self.grids, self.carried[unit], self.metadata)
+                rows = slide_rows(self.at, source=self.source, units=[unit])
+                if not rows or rows[0]["tiling"] is None:
+                    raise UnitChanged(f"{unit}: {SURVEYED_ANEW}, and has no tiles any more")
+                laid = _Laid(rows[0], self.grids, self.carried[unit], self.metadata)
             self._laid[unit] = laid  # last: the first of the dict is what was used longest ago
             while len(self._laid) > ROWS_KEPT:
                 del self._laid[next(iter(self._laid))]
@@ -141,3 +156,8 @@ class _Laid:
     def tiles(self) -> pa.Table:
         """ITEM and metadata rows."""
         return self._tiles()
+
+
+def _units(work: pa.Table) -> set[tuple[str, str]]:
+    """The slides of some slices, and their versions."""
+    return set(zip(work["unit"].to_pylist(), work["version"].to_pylist(), strict=True))

@@ -3,6 +3,8 @@
 Each slide has a folder and a lock file. Who reads a slide holds its lock shared; who copies or removes one holds it alone, so a
 slide in use is never removed, and two processes that want the same one copy it once. The locks end with their process: what a
 killed copy leaves behind is removed by the next who holds its lock.
+
+A copy may take hours, so nobody's patience is measured here: `alive` is called whenever one has got on, also by who waits for it.
 """
 
 import contextlib
@@ -10,15 +12,16 @@ import fcntl
 import hashlib
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.slides import BadSlide
 from pipeline.stores import filesystem
 
-WAIT_S = 600.0
+WAIT_S = 3600.0
 """Longest wait for room while all that is cached is in use."""
 POLL_S = 0.2
 ALONE = "copying.lock"
@@ -42,9 +45,11 @@ class Entry:
 class SlideCache:
     """At most `max_bytes` of slides in `folder`, which is made if need be."""
 
-    def __init__(self, folder: Path | str, *, max_bytes: int) -> None:
+    def __init__(self, folder: Path | str, *, max_bytes: int, alive: Callable[[], None] = lambda: None) -> None:
+        """`alive` is called, from any thread, while a wait is no hang: bytes of a slide arrive, or others use all the room."""
         self.folder = Path(folder).absolute()
         self.max_bytes = max_bytes
+        self._alive = alive
 
     def hold(self, uri: str, storage_options: dict[str, Any]) -> Entry:
         """The slide at `uri` with all files that belong to it, copied if it is not here in this version.
@@ -72,25 +77,27 @@ class SlideCache:
             if whole.exists():
                 return
             shutil.rmtree(part, ignore_errors=True)
-            self._make_room(part, sum(size for _, size, _ in files), uri)
+            self._make_room(key, part, sum(size for _, size, _ in files), uri)
             above = path.rpartition("/")[0]
-            for name, size, _ in files:
-                target = part / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                store.get_file(f"{above}/{name}", str(target))
-                if target.stat().st_size != size:
-                    raise BadSlide("missing", f"{uri}: {name} changed while it was copied; run again when it is complete")
+            with self._told(key, part):
+                for name, size, _ in files:
+                    target = part / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    store.get_file(f"{above}/{name}", str(target))
+                    if target.stat().st_size != size:
+                        raise BadSlide("missing", f"{uri}: {name} changed while it was copied; run again when it is complete")
             part.rename(whole)
         finally:
             shutil.rmtree(self.folder / f"{key}.part", ignore_errors=True)
             os.close(lock)
 
-    def _make_room(self, part: Path, size: int, uri: str) -> None:
+    def _make_room(self, key: str, part: Path, size: int, uri: str) -> None:
         """Remove slides that nobody reads until `size` fits, and take that room by `part`/.size."""
         if size > self.max_bytes:
             raise BadSlide("too_large", f"{uri} has {size} bytes; the cache {self.folder} holds {self.max_bytes}; raise its bound")
         until = time.monotonic() + WAIT_S
         while True:
+            self._got_on(key)
             with self._alone():
                 if self._remove_until(self.max_bytes - size):
                     part.mkdir()
@@ -130,8 +137,44 @@ class SlideCache:
     def _locked(self, key: str, how: int) -> int:
         # Lock files stay: removing one while another process waits for it would split the lock in two.
         file = os.open(self._lock_file(key), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(file, how)
-        return file
+        moved = None
+        try:
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, how | fcntl.LOCK_NB)
+                    return file
+                before, moved = moved, os.fstat(file).st_mtime_ns
+                if moved != before:
+                    self._alive()
+                time.sleep(POLL_S)
+        except BaseException:
+            os.close(file)
+            raise
+
+    @contextlib.contextmanager
+    def _told(self, key: str, part: Path) -> Iterator[None]:
+        """Say so as `part` grows. By its size, as not every store tells how far a copy is."""
+        done = threading.Event()
+
+        def watch() -> None:
+            size = 0
+            while not done.wait(POLL_S):
+                before, size = size, _there(part)
+                if size != before:
+                    self._got_on(key)
+
+        watcher = threading.Thread(target=watch, name="copy-watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+    def _got_on(self, key: str) -> None:
+        """Say so here, and by the lock file's time to who waits for the lock."""
+        os.utime(self._lock_file(key))
+        self._alive()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -148,9 +191,14 @@ def _bytes(folder: Path) -> int:
     try:
         return int((folder / ".size").read_text())
     except (OSError, ValueError):
-        with contextlib.suppress(OSError):
-            return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        return 0
+        return _there(folder)
+
+
+def _there(folder: Path) -> int:
+    """Bytes of a folder's files; 0 if it is gone, or goes this moment."""
+    with contextlib.suppress(OSError):
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return 0
 
 
 def _files(store: Any, path: str, uri: str) -> list[tuple[str, int, str]]:

@@ -15,7 +15,7 @@ class SlideLimits(Limits):
     """What one slide or tile may cost, and how many bad ones are too many. Everything is tried before a run fails for them."""
 
     slide_timeout_s: float = pydantic.Field(default=600.0, gt=0)
-    """Longest time that one slide's survey may take, in seconds."""
+    """Longest time that one slide's survey may take, in seconds; while it is copied from a store, without a byte arriving."""
     max_bad_slides: float = pydantic.Field(default=0.05, ge=0, le=1)
     """Share of the slides, 0 to 1, that may be failed or needs_mpp before the job fails. The good ones stay committed."""
     max_rejects: float = pydantic.Field(default=0.05, ge=0, le=1)

@@ -234,7 +234,7 @@ def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str |
     job, prepared, groups = tiling.work.job, tiling.prepared, tiling.groups
     contents = prepared.contents
     assert isinstance(prepared.reader, Tiles)
-    gate = WholeSlides(groups, prepared.reader, contents, parts=not job.sync.whole)
+    gate = WholeSlides(groups, prepared.reader, prepared.plan, contents, parts=not job.sync.whole)
     filling = Filling(prepared, job.encoder, job.limits, job.sync, report.tiles, gate=gate, excused=frozenset({"corrupt_tile"}))
     with filling.reporting():
         filling.open()
@@ -244,6 +244,9 @@ def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str |
         embed_chunks(filling, fit)
         for unit in filling.changed_units:
             gate.forget(filling.committer, unit)
+        filling.changed_units |= gate.changed
+        report.tiles.failed += sum(prepared.plan.unit_items[unit] for unit in gate.changed)
+        report.tiles.errors += filling.changed_units.values()
         filling.end(vanished=None if report.tiles.failed else _rows_of_deleted(tiling))
         _refuse_emptying(tiling)
         for group in groups:

@@ -5,7 +5,7 @@ No slide raises: what is wrong with it is its status. No pixels but an overview'
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +68,12 @@ class Look:
         return digest([self.survey.model_dump(), masker, self.mpp, self.stain, 1])
 
 
-def survey(listed: Listed, look: Look, *, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The SLIDE row of a slide that is opened and looked at. `before`: its row so far, if it has one."""
+def survey(listed: Listed, look: Look, *, before: Mapping[str, Any] | None, alive: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The SLIDE row of a slide that is opened and looked at. `before`: its row so far, if it has one. `alive` is called while it is copied."""
     started = time.perf_counter()
     row = _blank(listed, look, before)
     try:
-        slide = open_slide(listed.uri, storage_options=look.storage_options, cache=look.cache.build(), mpp=listed.mpp)
+        slide = open_slide(listed.uri, storage_options=look.storage_options, cache=look.cache.build(alive), mpp=listed.mpp)
         try:
             _describe(row, slide, look)
             if row["mpp"] is None:

@@ -1,10 +1,12 @@
 """Surveys of many slides as Ray tasks, one slide each. A slide that kills or hangs its worker costs that slide only.
 
-A task ends its own process when it is overdue, by a timer in C that native code cannot hold up. A slide whose process ended is
+A task ends its own process when it is overdue, by a timer in C that native code cannot hold up; it starts anew as long as bytes of
+the slide arrive from a store. A slide whose process ended is
 tried again when no other is being looked at: then its neighbours cannot have been the reason, such as memory that ran out.
 """
 
 import faulthandler
+import functools
 import logging
 import sys
 import time
@@ -69,10 +71,11 @@ def _result(done: "ray.ObjectRef[Any]", job: Job, look: Look) -> dict[str, Any] 
 
 def _survey(job: Job, look: Look, timeout_s: float) -> dict[str, Any]:
     listed, before, opens = job
-    faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.__stderr__ or sys.stderr)
+    alive = functools.partial(faulthandler.dump_traceback_later, timeout_s, exit=True, file=sys.__stderr__ or sys.stderr)
+    alive()
     try:
         started = time.monotonic()
-        row = survey(listed, look, before=before) if opens or before is None else with_tiles(_kept(listed, look), look, listed)
+        row = survey(listed, look, before=before, alive=alive) if opens or before is None else with_tiles(_kept(listed, look), look, listed)
         log.info("surveyed %s: %s, %.1f s", listed.uri, row["status"], time.monotonic() - started)
         return row
     finally:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.known import UNCHANGED, Contents, hash64
 from pipeline.plan import Plan
+from pipeline.readers import UnitChanged
 from pipeline.readers.slides import Tiles
 from pipeline.slides.tiling import SETTLED, digest
 from pipeline.table.commit import Committer
@@ -60,11 +61,13 @@ def groups_of(units: Mapping[str, int], lies_at: Mapping[str, Iterable[str]]) ->
 class WholeSlides:
     """The gate of a slides run: see `pipeline.fill.Gate`."""
 
-    def __init__(self, groups: Iterable[Group], reader: Tiles, contents: Contents, *, parts: bool = False) -> None:
+    def __init__(self, groups: Iterable[Group], reader: Tiles, plan: Plan, contents: Contents, *, parts: bool = False) -> None:
         """`parts`: commit the chunks of a slide that has no rows yet as they come, so that a reader sees half of it."""
         self._groups = {unit: group for group in groups for unit in group.units}
-        self._reader, self._contents, self._parts = reader, contents, parts
+        self._reader, self._plan, self._contents, self._parts = reader, plan, contents, parts
         self.removed = self.revised = 0
+        self.changed: dict[str, str] = {}
+        """Slides that were surveyed anew when their tiles were to be committed, and what was found."""
         self.bad: dict[str, list[str]] = {}
         """Of each slide: its first rejected tiles, and why."""
         self.seconds: dict[str, float] = {}
@@ -105,8 +108,15 @@ class WholeSlides:
             self.exchange(committer, self._groups[str(of_group[0].unit)], of_group)
 
     def exchange(self, committer: Committer, group: Group, receipts: list[Receipt]) -> None:
-        """Make the table's rows of a group what its slides should have."""
-        done = committer.exchange(receipts, units=group.places, wanted=self._wanted(group.units))
+        """Make the table's rows of a group what its slides should have; they stay if that is not known any more."""
+        try:
+            wanted = self._wanted(group.units)
+        except UnitChanged as changed:
+            self.changed |= dict.fromkeys(group.units, str(changed))
+            for receipt in receipts:
+                committer.staging.delete_receipt(receipt.chunk)
+            return
+        done = committer.exchange(receipts, units=group.places, wanted=wanted)
         self.removed += done.removed
         self.revised += done.revised
 
@@ -122,7 +132,7 @@ class WholeSlides:
         carried = [name for name in self._reader.metadata.names if name in SETTLED or name not in TILE.names]
         tables = [item_schema(self._reader.metadata).empty_table().append_column("_unit", pa.array([], pa.string()))]
         for unit in units:
-            tiles = self._reader.tiles(unit)
+            tiles = self._reader.tiles(unit, self._plan.units[unit])
             tables.append(tiles.append_column("_unit", pa.array([unit] * tiles.num_rows, pa.string())))
         wanted = pa.concat_tables(tables).select(["id", "version", "uri", "_unit", *carried])
         return wanted.rename_columns(["id", "_version", "uri", "_unit", *carried])
@@ -137,7 +147,10 @@ def settled_already(plan: Plan, reader: Tiles, contents: Contents, units: Iterab
     """Receipts for those of `units` of which every tile is in the table, or was rejected: they need no worker. Their chunks leave the plan."""
     receipts = []
     for unit in units:
-        tiles = reader.tiles(unit)
+        try:
+            tiles = reader.tiles(unit, plan.units[unit])
+        except UnitChanged:
+            continue  # the worker that gets it will say so
         ids, versions = hash64(tiles["id"]), hash64(tiles["version"])
         there = contents.classify(ids, versions) == UNCHANGED
         before = contents.is_rejected(ids, versions) & ~there

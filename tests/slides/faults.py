@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.encoders.hashing import Hashing
+from pipeline.slides.ledger import forget_slides
 from pipeline.slides.tissue import Saturation
+from pipeline.table.at import TableAt
 
 
 class Deadly(Saturation):
@@ -40,4 +42,18 @@ class Replaces(Hashing):
     def encode(self, items: pa.Table) -> np.ndarray:
         if Path(self.by).exists():
             os.replace(self.by, self.file)
+        return super().encode(items)
+
+
+class Forgets(Hashing):
+    """Hashing that removes the row of the slide `uri` from the slides table beside `table` when it encodes and the file `order` is there."""
+
+    def __init__(self, dim: int = 16, order: str = "", uri: str = "", table: str = ""):
+        super().__init__(dim=dim)
+        self.order, self.uri, self.table = Path(order), uri, table
+
+    def encode(self, items: pa.Table) -> np.ndarray:
+        if self.order.exists():
+            self.order.unlink()
+            forget_slides(TableAt(uri=self.table, name="t"), [self.uri])
         return super().encode(items)

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from pipeline.slides.ledger import record_slides
+import pipeline.readers.slides
+from pipeline.readers import UnitChanged
+from pipeline.readers.slides import Tiles
+from pipeline.slides.handles import Cache
+from pipeline.slides.ledger import forget_slides, record_slides
 from pipeline.table.stage import Staging
+from schemas.slides import TILE
 from tests.slides.build import Piece, Scene, cut, drawn_textures, half_zero_tile, render, write_svs, write_tiff, zero_tile
 from tests.slides.runs import Lab, canvas, vectors, write
 
@@ -137,3 +142,49 @@ def test_a_slide_that_is_replaced_while_it_is_read_is_never_mixed(lab, tmp_path)
     fresh.run()
     assert set(fresh.tiles()) == set(lab.tiles())
     np.testing.assert_array_equal(vectors(fresh.tiles()), vectors(lab.tiles()))
+
+
+def test_a_slide_that_another_run_has_moved_or_surveyed_anew_fails_alone(lab, tmp_path, monkeypatch):
+    """The run ended at it, whatever else it had in hand."""
+    monkeypatch.setattr(pipeline.readers.slides, "ROWS_KEPT", 1)  # so that the driver reads the row when it commits, as with many slides
+    slide, order = write(lab.folder / "a.svs", 1), tmp_path / "order"
+    write(lab.folder / "b.svs", 2)
+    encoder = {"target": "tests.slides.faults:Forgets", "args": {"order": str(order), "uri": str(slide), "table": str(lab.db)}}
+    lab.run(encoder=encoder)
+    before = lab.tiles("a.svs")
+    finer = {"grids": [{"mpp": 0.5, "tile_px": 64}], "encoder": encoder}
+    order.touch()
+    report = lab.run(**finer)
+    assert (report.status, report.ok, report.tiles.failed) == ("failed", 1, report.tiles.listed - report.tiles.written)
+    assert "a.svs: it was surveyed anew" in report.tiles.errors[0]
+    assert not order.exists()
+    assert lab.tiles("a.svs") == before, "half of it is never there"
+    assert lab.statuses() == {"b.svs": ("ok", None)}
+    assert Staging(lab.at).receipts() == []
+    report = lab.run(**finer)
+    assert (report.status, report.opened, report.ok, report.removed) == ("done", 1, 1, len(before))
+    assert len(lab.tiles("a.svs")) == lab.slides()["a.svs"]["tiles"]
+
+
+def test_tiles_of_a_slide_that_was_surveyed_anew_are_told_from_those_that_were_planned(lab):
+    write(lab.folder / "a.svs", 1)
+    lab.run()
+    row = lab.slides()["a.svs"]
+    lost = dict.fromkeys(("content_fp", "white", "mpp", "tiling", "mask"))
+
+    def planned():
+        carried = {row["id"]: {}}
+        return Tiles(lab.at, row["source"], grids=lab.job().grids, columns=TILE, carried=carried, cache=Cache())
+
+    whole = planned()
+    work = whole.split(whole.list())
+    assert len(whole.tiles(row["id"], row["tiling"])) == row["tiles"]
+    for change in (lambda: record_slides(lab.at, [row | lost]), lambda: forget_slides(lab.at, [row["id"]])):
+        change()
+        with pytest.raises(UnitChanged, match="surveyed anew"):
+            list(planned().read(work))
+        with pytest.raises(UnitChanged, match="surveyed anew"), planned().hold(work, lambda: None):
+            pass
+        with pytest.raises(UnitChanged, match="surveyed anew"):
+            planned().confirm(work)
+    assert whole.pixels(whole.tiles(row["id"], row["tiling"]).to_pylist()[0])[0].shape == (128, 128, 3), "what is under way goes on to its end"

@@ -1,11 +1,13 @@
 """Slides in an object store: tiles by ranges, or a copy in a bounded cache."""
 
 import contextlib
+import itertools
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -18,6 +20,7 @@ from pipeline.slides.opening import open_slide
 from pipeline.slides.ranges import StoredObject
 from pipeline.stores import CredentialsRefused
 from tests.slides.build import drawn_textures, render, some_scene, write_svs, write_tiff, zero_tile
+from tests.slides.slow import slow_store
 
 BUCKET = "slides"
 
@@ -205,6 +208,26 @@ def test_two_processes_copy_a_slide_once(deflated, tmp_path):
     assert len(set(seen)) == 1
     assert seen[0].startswith(f"{deflated.stat().st_size} ")
     assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_who_waits_for_a_slow_copy_hears_that_it_gets_on_and_not_when_it_stalls(deflated, tmp_path):
+    def copy(url, name):
+        heard = []
+        caches = [SlideCache(tmp_path / name, max_bytes=10**8, alive=lambda: heard.append(time.monotonic())) for _ in range(2)]
+        started = time.monotonic()
+        with ThreadPoolExecutor(2) as threads:
+            entries = list(threads.map(lambda cache: cache.hold(f"{url}/{deflated.name}", {}), caches))
+        assert {entry.path.read_bytes() for entry in entries} == {deflated.read_bytes()}
+        times = [started, *sorted(heard), time.monotonic()]
+        return len(heard), max(b - a for a, b in itertools.pairwise(times))
+
+    with slow_store(deflated.parent, seconds=2) as url:
+        heard, longest = copy(url, "gets-on")
+    assert heard >= 8, "both hear of it"
+    assert longest < 1
+    with slow_store(deflated.parent, seconds=2, stalls=True) as url:
+        heard, longest = copy(url, "stalls")
+    assert longest > 1.5
 
 
 def test_half_a_removal_leaves_no_slide_and_takes_room_until_it_is_gone(s3, deflated, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 
 from tests.slides.build import write_tiff, zero_tile
 from tests.slides.runs import Lab, canvas, vectors, write
+from tests.slides.slow import slow_store
 
 pytestmark = pytest.mark.usefixtures("cluster")
 BUCKET = "slides-job"
@@ -42,3 +43,19 @@ def test_slides_in_a_store_give_the_tiles_that_a_disk_gives(s3, tmp_path):
             np.testing.assert_allclose(np.sort(vectors(ours), axis=0), np.sort(vectors(theirs), axis=0), atol=1e-6)
     again = remote.run(slides=there, cache={"folder": str(tmp_path / "cache")})
     assert (again.opened, again.tiles.commits) == (0, 0)
+
+
+def test_a_slide_that_is_copied_slowly_is_no_hang(tmp_path):
+    """The copy was held against limits.slide_timeout_s, and then against the item_timeout_s of the first tile."""
+    lab = Lab(tmp_path / "slides", tmp_path / "db")
+    lab.folder.mkdir()
+    write_tiff(lab.folder / "a.tiff", canvas(1).image, compression="deflate")
+    with slow_store(lab.folder, seconds=5) as url:
+        there = {"slides": {"uri": f"{url}/a.tiff"}, "limits": {"slide_timeout_s": 2, "item_timeout_s": 0.2}}
+        report = lab.run(**there, cache={"folder": str(tmp_path / "surveyed")})
+        assert (report.status, report.ok) == ("done", 1)
+        other = {"grids": [{"mpp": 0.5, "tile_px": 64}], "cache": {"folder": str(tmp_path / "embedded")}}
+        report = lab.run(**there, **other)
+        assert (report.status, report.opened, report.ok, report.tiles.rejected) == ("done", 0, 1, 0)
+        assert report.tiles.written == len(lab.tiles()) > 30
+        assert report.tiles.stage_seconds["read"] > 4, "the copy has its place in the report"

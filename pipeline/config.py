@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from pipeline.redact import hides, without_secrets
+
 
 class ConfigError(Exception):
     """What the job file can fix: says what was given, what is allowed and what to do. Raised before work starts."""
@@ -69,20 +71,27 @@ class Ref(Model):
     def build(self) -> Any:
         """The object itself. Raises ConfigError if its constructor does, or refuses a value."""
         target = self.load()
-        args = {name: Ref.model_validate(value).build() if _is_ref(value) else value for name, value in self.args.items()}
+        args = {**self.args, **{name: ref.build() for name, ref in self.within().items()}}
         try:
             return target(**args)
         except (TypeError, ValueError, OSError) as error:
             raise ConfigError(f"{self.target}: {error}") from error
 
+    def within(self) -> dict[str, "Ref"]:
+        """The arguments that are references themselves, by name. Raises ConfigError for one with a wrong key."""
+        return {name: self._within(name, value) for name, value in self.args.items() if _is_ref(value)}
+
+    def _within(self, name: str, value: dict[str, Any]) -> "Ref":
+        try:
+            return Ref.model_validate(value)
+        except pydantic.ValidationError as error:
+            raise ConfigError("\n".join(f"{self.target}: {name}.{_explain(Ref, problem)}" for problem in error.errors())) from None
+
 
 def _is_ref(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("target"), str)
-        and set(value) <= {"target", "args"}
-        and isinstance(value.get("args", {}), dict)
-    )
+    """Whether an argument names a class, also with a wrong key beside it."""
+    target = value.get("target") if isinstance(value, dict) else None
+    return isinstance(target, str) and (":" in target or set(value) <= set(Ref.model_fields))
 
 
 def _import(module_name: str, target: str) -> types.ModuleType:
@@ -127,14 +136,18 @@ def load(model: type[T], path: str | Path | None, overrides: Iterable[str] = ())
         # A list with a wrong entry counts as shorter by it.
         within = {problem["loc"][:depth] for problem in problems for depth in range(1, len(problem["loc"]))}
         told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
-        raise ConfigError("\n".join(_explain(model, problem) for problem in told)) from None
+        explained = [_explain(model, problem) for problem in told]
+        if not path and any(problem["type"] == "missing" for problem in told):
+            explained.append("no job file was named: name one (JOB.yaml), or give these as key=value; --keys prints them all")
+        raise ConfigError("\n".join(explained)) from None
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(_text(path))
     except FileNotFoundError:
-        raise ConfigError(f"job file {str(path)!r} does not exist{nearest(Path(path).name, _yaml_names(path))}") from None
+        hint = nearest(Path(path).name, _yaml_names(path)) or f"; it was looked for in {Path(path).parent.absolute()}"
+        raise ConfigError(f"job file {str(path)!r} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"job file {str(path)!r} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -215,7 +228,8 @@ def _explain(model: type[Model], problem: Any) -> str:
         return f"{where}: unknown key{nearest(str(problem['loc'][-1]), names)}; the keys here are {', '.join(names)}"
     if problem["type"] == "missing":
         return f"{where}: required, and not given"
-    return f"{where}: {problem['msg']} (got {problem['input']!r})"
+    got = "" if hides(problem["loc"]) else f" (got {without_secrets(problem['input'])!r})"
+    return f"{where}: {problem['msg']}{got}"
 
 
 def section_of(model: type[Model], location: tuple[Any, ...]) -> type[Model] | None:
@@ -243,7 +257,7 @@ def _section_in(annotation: Any) -> type[Model] | None:
 def references(model: Model) -> list[Ref]:
     """Every Ref in a job, at any depth, also within the arguments of another."""
     if isinstance(model, Ref):
-        return [model, *(found for value in model.args.values() if _is_ref(value) for found in references(Ref.model_validate(value)))]
+        return [model, *(found for ref in model.within().values() for found in references(ref))]
     found = []
     for name in type(model).model_fields:
         value = getattr(model, name)

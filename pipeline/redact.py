@@ -1,6 +1,7 @@
 """Credentials in a configuration: told by their names, kept out of what is printed and stored."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 SECRET = re.compile(
@@ -10,6 +11,10 @@ SECRET = re.compile(
 """Names of credentials, whole: `tokenizer` and `text_key` are none."""
 OPTIONS = frozenset({"storage_options", "client_kwargs"})
 """What is handed to a store: any text within may be a credential, whatever its name."""
+IN_URI = re.compile(
+    r"(?<=://)[^/?#@\s]*:[^/?#@\s]*(?=@)|(?:(?<=[?&]sig=)|(?<=[?&]x-amz-signature=)|(?<=[?&]x-goog-signature=))[^&#\s]+", re.IGNORECASE
+)
+"""Name and password before a host, and what signs a URL."""
 
 
 def without_secrets(value: Any) -> Any:
@@ -18,7 +23,7 @@ def without_secrets(value: Any) -> Any:
         return {k: _masked(v) if _names_secret(k) or _names_options(k) else without_secrets(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(entry) for entry in value]
-    return value
+    return IN_URI.sub("***", value) if isinstance(value, str) else value
 
 
 def dropping_secrets(value: Any) -> Any:
@@ -28,6 +33,11 @@ def dropping_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [dropping_secrets(entry) for entry in value]
     return value
+
+
+def hides(location: Iterable[Any]) -> bool:
+    """Whether what stands at the end of these keys may be a credential."""
+    return any(_names_secret(part) or _names_options(part) for part in location)
 
 
 def _names_secret(name: Any) -> bool:

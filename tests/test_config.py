@@ -222,3 +222,52 @@ def test_a_database_that_cannot_be_written_is_named_as_the_job_names_it():
     """It was told of a file that it had never heard of: cannot create .../selftest-3f2a.lance."""
     with pytest.raises(ConfigError, match=r"table.uri='/proc/nowhere' cannot be written"):
         self_test(TableAt(uri="/proc/nowhere", name="t"))
+
+
+NESTED = {
+    "{target: 'pipeline.encoders.hashing:Hashing', arg: {dim: 3}}": "encoder.arg: unknown key; did you mean 'args'?",
+    "{target: 'pipeline.encoders.hashing:Hashing', args: [3]}": "encoder.args: Input should be a valid dictionary",
+    "{target: 'pipeline.encoders.hashing:Hashin'}": "did you mean 'Hashing'?",
+    "{target: 'pipeline.encoders.hashing:Hashing', args: {dimm: 3}}": "did you mean 'dim'?",
+    "{target: 'pipeline.encoders.hashing'}": "must read 'package.module:Name'",
+}
+
+
+@pytest.mark.parametrize(("inner", "words"), NESTED.items())
+def test_a_target_within_another_is_checked_too(job, inner, words):
+    """With a misspelt `args` it was taken for a plain value, passed --check, and ended in a traceback."""
+    from pipeline import command
+
+    overrides = ["encoder.target=pipeline.encoders.tile:TileEncoder", f"encoder.args={{encoder: {inner}}}"]
+    with pytest.raises(ConfigError) as told:
+        command._parse(EmbedJob, lambda j: j, None, [str(job), *overrides, "--check"])
+    assert words in str(told.value)
+
+
+def test_an_encoder_of_tiles_that_is_none_is_told_how_one_is_named():
+    with pytest.raises(ConfigError, match="encoder='hashing' must name one by target and args"):
+        Ref(target="pipeline.encoders.tile:TileEncoder", args={"encoder": "hashing"}).build()
+
+
+def test_what_is_wrong_with_credentials_does_not_show_them(job):
+    """`got 'SECRET'` stood in the message."""
+    for wrong in ("table.storage_options=SECRET", "table.storage_options={token: [SECRET]}"):
+        with pytest.raises(ConfigError) as told:
+            load(EmbedJob, job, [wrong])
+        assert "table.storage_options" in str(told.value) and "SECRET" not in str(told.value)
+
+
+def test_credentials_within_a_uri_are_hidden():
+    signed = "https://host/a.jpg?X-Amz-Date=1&X-Amz-Signature=SECRET&x=1"
+    assert without_secrets(signed) == "https://host/a.jpg?X-Amz-Date=1&X-Amz-Signature=***&x=1"
+    assert without_secrets(["ftp://me:SECRET@host/a"]) == ["ftp://***@host/a"]
+    plain = "s3://bucket/a:b@c.jpg?sign=1"
+    assert without_secrets(plain) == plain
+
+
+def test_a_job_without_a_file_is_told_how_to_name_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"name one \(JOB.yaml\), or give these as key=value; --keys"):
+        load(EmbedJob, None, [])
+    with pytest.raises(ConfigError, match=f"looked for in {tmp_path}"):
+        load(EmbedJob, "job.yaml", [])

@@ -20,6 +20,8 @@ class TileEncoder:
 
     def __init__(self, encoder: Encoder, *, stain: str | None = None) -> None:
         """`encoder`: in a job file its own `target` and `args`. `stain`: macenko, reinhard, or null for pixels as they are."""
+        if not hasattr(encoder, "fingerprint"):
+            raise ConfigError(f"encoder={encoder!r} must name one by target and args: {{target: pipeline.encoders.openclip:OpenClip, args: {{...}}}}")
         if stain is not None and stain not in STAINS:
             raise ConfigError(f"stain={stain!r}{nearest(stain, STAINS)}; it is {', '.join(STAINS)} or null")
         self._inner = encoder

@@ -44,9 +44,14 @@ PAIR = pa.schema(
 KEYS = pa.schema(
     [
         field("row_key", pa.int64(), "hash of row_id: what the order of rows is made from", nullable=False),
-        field("query_key", pa.int64(), "hash of the query's content", nullable=False),
+        field("query_key", pa.int64(), "hash of the query's content, and of its instruction where it has one", nullable=False),
         field("group_key", pa.int64(), "hash of task and group; null where the row is of no group"),
-        field("positive_keys", pa.list_(pa.int64()), "of each positive, a hash of its id within the data set, else of its content", nullable=False),
+        field(
+            "positive_keys",
+            pa.list_(pa.int64()),
+            "of each positive, a hash of its id within the data set, else of its content, and of its instruction where it has one",
+            nullable=False,
+        ),
         field("negative_keys", pa.list_(pa.int64()), "of each negative, likewise", nullable=False),
         field("cost", pa.int32(), "estimated tokens of query, positives and negatives together", nullable=False),
     ]

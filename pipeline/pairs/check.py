@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import media, storage
 from pipeline.media import BadItem
-from pipeline.pairs.keys import content_key, cost_of, document_key, hash64
+from pipeline.pairs.keys import content_key, cost_of, document_key, hash64, told_key
 from pipeline.pairs.rows import BadRow
 
 if TYPE_CHECKING:
@@ -69,15 +69,17 @@ class Checker:
 
     def _completed(self, row: Row) -> Row:
         task = row["task"] or self.dataset.name
+        query_told = self.dataset.instruction_q if row["instruction_q"] is None else row["instruction_q"]
+        told = self.dataset.instruction_d if row["instruction_d"] is None else row["instruction_d"]
         filled = {
             "task": task,
-            "instruction_q": self.dataset.instruction_q if row["instruction_q"] is None else row["instruction_q"],
-            "instruction_d": self.dataset.instruction_d if row["instruction_d"] is None else row["instruction_d"],
+            "instruction_q": query_told,
+            "instruction_d": told,
             "row_key": hash64(row["row_id"]),
-            "query_key": content_key(row["query"]),
+            "query_key": told_key(content_key(row["query"]), query_told),
             "group_key": None if row["group"] is None else hash64("group", task, row["group"]),
-            "positive_keys": [document_key(document, self.dataset.name) for document in row["positives"]],
-            "negative_keys": [document_key(document, self.dataset.name) for document in row["negatives"]],
+            "positive_keys": [told_key(document_key(document, self.dataset.name), told) for document in row["positives"]],
+            "negative_keys": [told_key(document_key(document, self.dataset.name), told) for document in row["negatives"]],
             "cost": cost_of([row["query"], *row["positives"], *row["negatives"]], self.dataset.tokens_per_image),
         }
         return {name: value for name, value in row.items() if name not in REJECT} | filled

@@ -28,6 +28,11 @@ def document_key(message: Mapping[str, Any], dataset: str) -> int:
     return content_key(message) if message["id"] is None else hash64("id", dataset, message["id"])
 
 
+def told_key(key: int, instruction: str) -> int:
+    """A key of what is read under an instruction: the same text that is told something else is something else. Without one, the key itself."""
+    return hash64("told", instruction, str(key)) if instruction else key
+
+
 def cost_of(messages: Sequence[Mapping[str, Any]], tokens_per_image: int) -> int:
     """Estimated tokens: four bytes of UTF-8 a token, which is about right for English, and as many an image as said."""
     text = sum(len((message["text"] or "").encode("utf-8", "surrogatepass")) for message in messages)

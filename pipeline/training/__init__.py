@@ -19,6 +19,8 @@ class Notes:
 
     `has_negative`: bool (B, K), which negatives are there where rows have different numbers of them; None: all.
     `positive_keys`, `negative_keys`: int64 (B,) and (B, K); equal keys are the same document, so a document's id or a hash of its content.
+    `answer_keys`: int64 (B, P); the keys of all documents that answer the row's query, its positive's among them, one of them again where a row
+    has fewer than P. None: its positive's alone.
     `groups`: int64 (B,); any query and any positive of one group fit each other (the same query twice, the same class).
     `in_batch_negatives`: bool (B,); where False, a row is compared with its own negatives only. None: True everywhere.
     `teacher_scores`: (B, 1 + K), a teacher's scores of the positive and the negatives; what stands where no negative is is not read.
@@ -29,6 +31,7 @@ class Notes:
     has_negative: Tensor | None = None
     positive_keys: Tensor | None = None
     negative_keys: Tensor | None = None
+    answer_keys: Tensor | None = None
     groups: Tensor | None = None
     in_batch_negatives: Tensor | None = None
     teacher_scores: Tensor | None = None

@@ -202,10 +202,12 @@ def _rejected(row: Mapping[str, Any], bad: BadItem, choice: Choice) -> dict[str,
 def _notes(rows: Sequence[Mapping[str, Any]], choice: Choice, step: int) -> Notes:
     """Keys are hashes of what they stand for, so that they are the same on all ranks. A row of no group is of one with its own query's other rows."""
     num = max((len(row["negatives"]) for row in rows), default=0)
+    most = max((len(row["positive_keys"]) for row in rows), default=1)
     scores = [row["teacher"] + [0.0] * (1 + num - len(row["teacher"])) for row in rows] if choice.teacher_scores else None
     return Notes(
         positive_keys=_keys([row["positives_keys"][0] for row in rows]),
         negative_keys=_keys([row["negatives_keys"] + [0] * (num - len(row["negatives_keys"])) for row in rows]) if num else None,
+        answer_keys=_keys([row["positive_keys"] + row["positive_keys"][:1] * (most - len(row["positive_keys"])) for row in rows]).reshape(-1, most),
         groups=_keys([row["query_key"] if row["group_key"] is None else row["group_key"] for row in rows]),
         in_batch_negatives=torch.tensor([row["in_batch_negatives"] for row in rows], dtype=torch.bool),
         teacher_scores=None if scores is None else torch.tensor(scores).reshape(len(rows), 1 + num),

@@ -35,7 +35,10 @@ class Found:
 
 
 def sample(num_layers: int | None = None) -> Sample:
-    """Rows with 0 to 2 negatives, two that share a document, teacher's scores and vectors; None: one layer, not in a tuple."""
+    """Rows with 0 to 2 negatives, two that share a document, two with another answer in the batch, a teacher's scores and vectors.
+
+    `num_layers`: of the tuples; None: no tuple.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
@@ -46,10 +49,15 @@ def sample(num_layers: int | None = None) -> Sample:
     negatives = [query[:, None] + 2 * draw(ROWS, NEGATIVES) for query in queries]
     keys = torch.arange(ROWS)
     keys[-1] = 0
+    negative_keys = torch.arange(100, 100 + ROWS * NEGATIVES).view(ROWS, NEGATIVES)
+    # A row whose query is answered by another one's positive too, and one by another one's negative.
+    answers = keys[:, None].repeat(1, 2)
+    answers[2, 1], answers[8, 1] = keys[9], negative_keys[1, 0]
     notes = Notes(
         has_negative=torch.rand(ROWS, NEGATIVES, generator=generator) < 0.7,
         positive_keys=keys,
-        negative_keys=torch.arange(100, 100 + ROWS * NEGATIVES).view(ROWS, NEGATIVES),
+        negative_keys=negative_keys,
+        answer_keys=answers,
         teacher_scores=torch.randn(ROWS, 1 + NEGATIVES, generator=generator, dtype=torch.float64),
         teacher_queries=draw(ROWS),
         teacher_positives=draw(ROWS),

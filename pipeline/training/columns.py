@@ -14,8 +14,8 @@ class Columns:
     """N queries and N + M documents of all ranks: all positives in the order of their queries, then all negatives.
 
     `owners`: the row of all ranks that a document belongs to, (N + M,). `offset`: the first row of this rank. `keys`: of the
-    documents, `groups`: of the rows, `row_keys`: of the rows' positives; None where not known. `alone`: of this rank's rows,
-    those that are compared with their own negatives only.
+    documents, `answers` (N, P): of those that answer a row's query, `groups`: of the rows; None where not known. `alone`: of this rank's
+    rows, those that are compared with their own negatives only.
     """
 
     queries: Tensor
@@ -23,6 +23,7 @@ class Columns:
     owners: Tensor
     offset: int
     keys: Tensor | None
+    answers: Tensor | None
     groups: Tensor | None
     alone: Tensor | None
 
@@ -40,17 +41,27 @@ class Columns:
         return own[:, None] == torch.arange(num_columns, device=own.device)
 
     def fits(self, own: Tensor, num_columns: int) -> Tensor | None:
-        """(b, num_columns), True where a column is as good an answer as the row's own: same key or same group. None: nowhere but at its own.
+        """(b, num_columns), True where a column answers the row's query too: one of its answers, or of its group. None: nowhere but at its own.
 
         `num_columns`: num_rows for queries (which stand for their positives) or positives, all for documents.
         """
-        masks = []
-        if self.keys is not None:
-            masks.append(self.keys[own, None] == self.keys[:num_columns])
-        if self.groups is not None:
-            same = self.groups[own, None] == self.groups
-            masks.append(torch.nn.functional.pad(same, (0, num_columns - self.num_rows)))
-        return masks[0] | masks[-1] if masks else None
+        masks = self._same_group(own, num_columns)
+        if self.keys is not None and self.answers is not None:
+            masks += [column[:, None] == self.keys[:num_columns] for column in self.answers[own].unbind(dim=1)]
+        return _either(masks)
+
+    def fits_back(self, own: Tensor, num_columns: int) -> Tensor | None:
+        """(b, num_columns), True where the row's positive answers the column's query: columns are queries, or stand for theirs. None: as `fits`."""
+        masks = self._same_group(own, num_columns)
+        if self.keys is not None and self.answers is not None:
+            same = [self.keys[own, None] == column for column in self.answers.unbind(dim=1)]
+            masks += [torch.nn.functional.pad(each, (0, num_columns - self.num_rows)) for each in same]
+        return _either(masks)
+
+    def _same_group(self, own: Tensor, num_columns: int) -> list[Tensor]:
+        if self.groups is None:
+            return []
+        return [torch.nn.functional.pad(self.groups[own, None] == self.groups, (0, num_columns - self.num_rows))]
 
     def out_of_reach(self, start: int, own: Tensor, num_columns: int) -> Tensor | None:
         """(b, num_columns), True where a column belongs to another row and the row wants no such negatives. None: nowhere."""
@@ -73,17 +84,40 @@ def gather_columns(queries: Tensor, positives: Tensor, negatives: Tensor | None,
         raise ValueError("one row and no negatives: the loss would always be 0; give more rows or negatives")
     first = torch.arange(sum(sizes), device=queries.device)
     keys = None
+    if notes.answer_keys is not None and notes.positive_keys is None:
+        raise ValueError("answer_keys are given but positive_keys are not: give both, or none")
     if notes.positive_keys is not None:
         keys = torch.cat([gather_rows(notes.positive_keys), gather_rows(_negative_keys(notes, has))])
+    answers = None if keys is None else _answers(notes, keys)
     return Columns(
         queries=gather_rows(queries),
         documents=documents,
         owners=torch.cat([first, gather_rows(owners + offset)]),
         offset=offset,
         keys=keys,
+        answers=answers,
         groups=None if notes.groups is None else gather_rows(notes.groups),
         alone=_alone(notes, has),
     )
+
+
+def _answers(notes: Notes, keys: Tensor) -> Tensor:
+    """(N, P), of those only that are among `keys`: of hundreds of answers few are in one batch, and each costs a comparison with all columns."""
+    assert notes.positive_keys is not None
+    own = notes.positive_keys[:, None]
+    answers = own if notes.answer_keys is None else notes.answer_keys
+    most = max(gather_sizes(answers.shape[1], answers.device))
+    answers = gather_rows(torch.cat([answers, own.expand(-1, most - answers.shape[1])], dim=1))
+    there = torch.isin(answers, keys)
+    first = there.int().argsort(dim=1, descending=True, stable=True)
+    return answers.gather(1, first)[:, : int(there.sum(dim=1).max())]
+
+
+def _either(masks: list[Tensor]) -> Tensor | None:
+    found = None
+    for mask in masks:
+        found = mask if found is None else found | mask
+    return found
 
 
 def check_shapes(queries: Tensor, positives: Tensor, negatives: Tensor | None, notes: Notes) -> Tensor:

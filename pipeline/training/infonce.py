@@ -61,7 +61,7 @@ class InfoNCE(nn.Module):
     `directions` with softmax "each": one softmax for "query-document", and for "document-query" if named, averaged (CLIP: both). "joint": the
     comparisons of all directions in one denominator (GTE, arXiv 2308.03281, eq. 3: all four).
 
-    A false negative is dropped: same key or group as the row's own (`Notes`), or a cosine above the positive's by more than
+    A false negative is dropped: one of the query's other answers, or of its group (`Notes`), or a cosine above the positive's by more than
     `false_negative_margin` (Qwen3-Embedding, arXiv 2506.05176: 0.1; None: none dropped by cosine). `hardness` acts on "query-document".
     """
 
@@ -137,7 +137,11 @@ class _Rows:
     def dropped(self, direction: Direction, cosines: Tensor, positive: Tensor, margin: float | None) -> Tensor | None:
         """bool (b, columns): what is no negative for a row, other than its own pair, which stays where the direction has it."""
         num = cosines.shape[1]
-        masks = [self.columns.fits(self.own, num), self.columns.out_of_reach(self.start, self.own, num)]
+        masks = [self.columns.out_of_reach(self.start, self.own, num)]
+        if direction != "document-query":
+            masks.append(self.columns.fits(self.own, num))
+        if direction != "query-document":
+            masks.append(self.columns.fits_back(self.own, num))
         if margin is not None:
             masks.append(cosines > positive[:, None] + margin)
         crossing = direction in ("query-document", "document-query")

@@ -13,7 +13,7 @@ from pipeline.training.temperature import Bias, Temperature, check_temperature, 
 class SigLIP(nn.Module):
     """-(1/N) sum_ij log sigmoid(z_ij (s_ij / temperature + bias)), z = 1 where the document fits the query and -1 elsewhere.
 
-    A query has as many positives as there are documents with its positive's key or its group (`Notes`). The vectors of all
+    A query has as many positives as there are documents that answer it or are of its group (`Notes`). The vectors of all
     ranks are gathered (N x D), their comparison is done in blocks: a ring of ranks would save less than the vectors take.
     """
 

@@ -41,7 +41,7 @@ class Triplet(nn.Module):
 class BatchHard(nn.Module):
     """Triplet of each query with its farthest positive and its nearest negative among the documents of all ranks (arXiv 1703.07737, eq. 5).
 
-    Positives are the documents with the row's key or group (`Notes`), at least its own.
+    Positives are the documents that answer the row's query, or are of its group (`Notes`), at least its own.
     """
 
     def __init__(self, margin: Margin = 0.3, *, distance: Distance = "cosine") -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError, Ref
-from pipeline.pairs.keys import content_key, cost_of, hash64
+from pipeline.pairs.keys import content_key, cost_of, hash64, told_key
 from pipeline.pairs.prepare import Dataset, prepare
 from schemas.pairs import PAIR_REJECT, PREPARED
 from tests.pairs.writing import jsonl, picture, pictures, text
@@ -38,7 +38,7 @@ def test_rows_are_completed_with_what_the_data_set_says(tmp_path):
     one, two = table.to_pylist()
     assert (one["instruction_q"], two["instruction_q"], one["instruction_d"]) == ("Own.", "Find.", "Read.")
     assert (one["task"], two["task"], one["in_batch_negatives"]) == ("qa", "other", True)
-    assert one["positive_keys"] == two["positive_keys"][:1] == [content_key(text("a"))]
+    assert one["positive_keys"] == two["positive_keys"][:1] == [told_key(content_key(text("a")), "Read.")]
     assert one["row_key"] == hash64(one["row_id"]) and one["cost"] == 1
     assert prepared.uses() == {"query": "query.text", "pos": "positives.text", "neg": "negatives.text", "prompt": "instruction_q", "task": "task"}
     assert prepared.rejects().schema.equals(PAIR_REJECT) and prepared.rejects().num_rows == 0
@@ -50,7 +50,11 @@ def test_swapped_rows_ask_the_other_way_and_those_that_cannot_are_named(tmp_path
     prepared = prepare(flag(path, swap=True, instruction_q="Find.", max_rejects=0.5), cache)
     (row,) = prepared.open().to_table().to_pylist()
     assert (row["query"]["text"], [each["text"] for each in row["positives"]]) == ("a", ["q"])
-    assert (row["query_key"], row["positive_keys"], row["instruction_q"]) == (content_key(text("a")), [content_key(text("q"))], "Find.")
+    assert (row["query_key"], row["positive_keys"], row["instruction_q"]) == (
+        told_key(content_key(text("a")), "Find."),
+        [content_key(text("q"))],
+        "Find.",
+    )
     assert prepared.path != prepare(flag(path, instruction_q="Find."), cache).path
     with pytest.raises(ConfigError, match=r"x.jsonl#1: bad_row: it has 2 positives and 0 negatives, and swap needs one positive"):
         prepare(flag(path, swap=True), cache)
@@ -66,6 +70,25 @@ def test_rows_are_read_at_random_in_any_order_also_after_travelling(tmp_path):
     wanted = np.array([1100, 3, 3, 0, 1199])
     assert [row["query"]["text"] for row in prepared.take(wanted).to_pylist()] == [f"q{i}" for i in wanted]
     assert pickle.loads(pickle.dumps(prepared)).num_rows() == 1200
+
+
+def test_the_same_query_or_document_under_another_instruction_is_another_one(tmp_path):
+    """Such rows were of one group, and each other's answers were no negatives: what an instruction asks for could not be learnt."""
+
+    def chat(system, question):
+        return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+    rows = [{"a": chat(told, "red cat"), "b": "RED CAT"} for told in ("Find the colour.", "Find the animal.", "Find the colour.")]
+    reader = Ref(target="pipeline.pairs.sentence_transformers:SentenceTransformers", args={"uri": jsonl(tmp_path / "x.jsonl", rows)})
+
+    def keys(**given):
+        return prepare(Dataset(name="x", reader=reader, **given), str(tmp_path / "cache")).keys().to_pydict()
+
+    first, second, third = keys()["query_key"]
+    assert first == third != second
+    (plain,) = {key for own in keys()["positive_keys"] for key in own}
+    (told,) = {key for own in keys(instruction_d="Passage.")["positive_keys"] for key in own}
+    assert told != plain and keys(instruction_d="Passage.")["query_key"][0] == first
 
 
 def test_what_was_prepared_is_found_again_until_the_source_or_a_setting_changes(tmp_path):

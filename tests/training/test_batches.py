@@ -92,6 +92,14 @@ def test_one_positive_and_the_negatives_are_drawn_by_seed_epoch_and_row(tmp_path
     assert alone == taken(prepared, rows, choice, 4).positives[1]
 
 
+def test_all_answers_of_a_row_stand_in_its_notes(tmp_path):
+    prepared = texts(tmp_path)
+    notes = taken(prepared, [3, 7]).notes
+    wanted = prepared.keys()["positive_keys"].take([3, 7]).to_pylist()
+    assert notes.answer_keys.tolist() == wanted and all(len(own) == 3 for own in wanted)
+    assert all(key in own for key, own in zip(notes.positive_keys.tolist(), wanted, strict=True))
+
+
 def test_rows_with_different_numbers_of_negatives_have_padded_keys_and_scores(tmp_path):
     batch = taken(texts(tmp_path), [0, 3, 1], Choice(teacher_scores=True))
     assert [len(own) for own in batch.negatives] == [0, 3, 1]

@@ -77,6 +77,25 @@ def test_documents_with_the_key_or_group_of_the_positive_are_no_negatives():
     assert_same(InfoNCE(TEMPERATURE)(*sides, notes), reference(*sides, keep=keep), sides)
 
 
+def test_no_answer_of_a_query_is_its_negative_though_another_one_was_drawn():
+    """Of a row with several positives one is drawn a step, and the others counted as wrong answers where another row brought them."""
+    queries, positives, _ = sides = batch()
+    keys, negative_keys = torch.arange(10, 16), torch.arange(20, 32).view(6, 2)
+    answers = torch.tensor([[10, 11, 12], [11, 11, 11], [12, 25, 99], [13, 13, 13], [14, 98, 14], [15, 15, 97]])
+    notes = Notes(positive_keys=keys, negative_keys=negative_keys, answer_keys=answers)
+
+    def key(column):
+        return keys[column[0]] if column[1] is None else negative_keys[column]
+
+    wanted = reference(*sides, keep=lambda row, column: key(column) not in answers[row])
+    assert abs((wanted - reference(*sides)).item()) > 1e-3, "an answer must be dropped here"
+    assert_same(InfoNCE(TEMPERATURE)(*sides, notes), wanted, sides)
+    none = queries.new_zeros(ROWS, 0, DIM)
+    back = reference(positives, queries, none, keep=lambda row, column: keys[row] not in answers[column[0]])
+    both = (wanted + back) / 2
+    assert_same(InfoNCE(TEMPERATURE, directions=("query-document", "document-query"))(*sides, notes), both, sides)
+
+
 def test_a_document_closer_than_the_positive_by_the_margin_is_no_negative():
     queries, positives, negatives = sides = batch()
 
@@ -208,6 +227,7 @@ def test_half_precision_vectors_are_compared_in_float32(dtype):
         (lambda q, p, n: (q, p, n, Notes(has_negative=torch.ones(2, 2, dtype=torch.bool))), "one flag"),
         (lambda q, p, n: (q, p, None, Notes(in_batch_negatives=torch.tensor([True, False, True, True, False, True]))), r"rows \[1, 4\]"),
         (lambda q, p, n: (q, p, n, Notes(positive_keys=torch.arange(ROWS))), "negative_keys"),
+        (lambda q, p, n: (q, p, n, Notes(answer_keys=torch.zeros(ROWS, 2, dtype=torch.int64))), "positive_keys"),
     ],
 )
 def test_what_cannot_teach_is_refused_by_name(change, message):

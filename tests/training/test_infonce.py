@@ -87,12 +87,14 @@ def test_no_answer_of_a_query_is_its_negative_though_another_one_was_drawn():
     def key(column):
         return keys[column[0]] if column[1] is None else negative_keys[column]
 
-    wanted = reference(*sides, keep=lambda row, column: key(column) not in answers[row])
-    assert abs((wanted - reference(*sides)).item()) > 1e-3, "an answer must be dropped here"
-    assert_same(InfoNCE(TEMPERATURE)(*sides, notes), wanted, sides)
+    def forth():
+        return reference(*sides, keep=lambda row, column: key(column) not in answers[row])
+
+    assert abs((forth() - reference(*sides)).item()) > 1e-3, "an answer must be dropped here"
+    assert_same(InfoNCE(TEMPERATURE)(*sides, notes), forth(), sides)
     none = queries.new_zeros(ROWS, 0, DIM)
     back = reference(positives, queries, none, keep=lambda row, column: keys[row] not in answers[column[0]])
-    both = (wanted + back) / 2
+    both = (forth() + back) / 2
     assert_same(InfoNCE(TEMPERATURE, directions=("query-document", "document-query"))(*sides, notes), both, sides)
 
 

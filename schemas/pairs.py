@@ -58,7 +58,10 @@ KEYS = pa.schema(
 )
 """What the order of training and the masks of the loss need to know of a row, without its content."""
 
-PREPARED = pa.schema([*PAIR, *KEYS], metadata={"tessera.schema": "prepared"})
+KINDS = field("kinds", pa.list_(pa.string()), "what its messages are, each kind once: side, told if it has an instruction, text, image or images")
+"""Such as `query told text` and `document text image`: what a model must take, known without the messages."""
+
+PREPARED = pa.schema([*PAIR, *KEYS, KINDS], metadata={"tessera.schema": "prepared"})
 """A data set ready for training: PAIR rows that were checked, with nothing left to the data set's settings, and KEYS."""
 
 REASONS = {

@@ -8,6 +8,7 @@ from pipeline import media, storage
 from pipeline.media import BadItem
 from pipeline.pairs.keys import content_key, cost_of, document_key, hash64, told_key
 from pipeline.pairs.rows import BadRow
+from pipeline.vlm.message import MARKER
 
 if TYPE_CHECKING:
     from pipeline.pairs.prepare import Dataset
@@ -80,6 +81,7 @@ class Checker:
             "group_key": None if row["group"] is None else hash64("group", task, row["group"]),
             "positive_keys": [told_key(document_key(document, self.dataset.name), told) for document in row["positives"]],
             "negative_keys": [told_key(document_key(document, self.dataset.name), told) for document in row["negatives"]],
+            "kinds": kinds_of(row, query_told=query_told, told=told),
             "cost": cost_of([row["query"], *row["positives"], *row["negatives"]], self.dataset.tokens_per_image),
         }
         return {name: value for name, value in row.items() if name not in REJECT} | filled
@@ -119,6 +121,19 @@ def images_of(row: Mapping[str, Any]) -> Iterator[Row]:
     """Every image of a row."""
     for message in (row["query"], *row["positives"], *row["negatives"]):
         yield from message["images"] or []
+
+
+def kinds_of(row: Mapping[str, Any], *, query_told: str, told: str) -> list[str]:
+    """Kinds of a row's messages (schemas.pairs.KINDS)."""
+    sides = [("query", query_told, row["query"]), *(("document", told, document) for document in (*row["positives"], *row["negatives"]))]
+    return list(dict.fromkeys(_kind(*side) for side in sides))
+
+
+def _kind(side: str, told: str, message: Mapping[str, Any]) -> str:
+    num = len(message["images"] or [])
+    text = (message["text"] or "").replace(MARKER, "").strip()
+    words = [side, "told" if told else "", "text" if text else "", "images" if num > 1 else "image" if num else ""]
+    return " ".join(word for word in words if word)
 
 
 def _missing(uri: str, data: bytes | BadItem | None) -> BadRow | None:

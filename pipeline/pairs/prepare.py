@@ -23,7 +23,7 @@ from pipeline.pairs.prepared import USES, Prepared
 from pipeline.table.at import open_dataset
 from schemas.pairs import PAIR_REJECT, PREPARED
 
-FORM = 3
+FORM = 4
 """Changes when rows are prepared in another way."""
 
 ROWS_WITH_IMAGES = 32

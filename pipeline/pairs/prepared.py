@@ -64,6 +64,16 @@ class Prepared:
                     told.update(dict.fromkeys(column.unique().to_pylist()))
         return {side: tuple(told)[:MOST_INSTRUCTIONS] for side, told in found.items()}
 
+    def kinds(self) -> dict[str, str]:
+        """Kinds of the messages (schemas.pairs.KINDS), and of each the URI of the first row that has one."""
+        found: dict[str, str] = {}
+        for batch in self.open().to_batches(columns=["kinds", "uri"]):
+            if set(pc.unique(batch["kinds"].flatten()).to_pylist()) - set(found):
+                for kinds, uri in zip(batch["kinds"].to_pylist(), batch["uri"].to_pylist(), strict=True):
+                    for kind in kinds:
+                        found.setdefault(kind, uri)
+        return found
+
     def take(self, rows: np.ndarray) -> pa.Table:
         """Rows by number, in the order given; a number may come twice (schema PREPARED)."""
         return self._opened.take(rows.tolist(), columns=PREPARED.names)

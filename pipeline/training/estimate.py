@@ -23,6 +23,8 @@ class DataEstimate:
     """Of the batches; null for held-out data, which is measured only."""
     epochs: float | None
     """How often its rows are gone through."""
+    overlap: dict[str, int]
+    """Of held-out data, queries and documents that are trained on too."""
     tokens_a_row: float
     """Estimated: a query, its positives and its negatives."""
 
@@ -73,7 +75,12 @@ def estimate(task: Task) -> Estimate:
         tokens=mean * task.steps,
         data={
             data.name: DataEstimate(
-                data.rows, data.rejects, data.share, None if data.share is None else round(epochs[data.name], 3), round(tokens[data.name], 1)
+                data.rows,
+                data.rejects,
+                data.share,
+                None if data.share is None else round(epochs[data.name], 3),
+                data.overlap,
+                round(tokens[data.name], 1),
             )
             for data in task.facts.data
         },

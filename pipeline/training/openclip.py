@@ -20,6 +20,7 @@ from pipeline.encoders.resize import Resize
 from pipeline.training.batches import Told
 from pipeline.training.towers import Row, TwoTower, check_towers
 from pipeline.vlm.card import Card
+from pipeline.vlm.message import MARKER
 
 WEIGHTS = "open_clip_model.safetensors"
 """The first name that open_clip looks for."""
@@ -73,19 +74,23 @@ class TrainOpenClip:
         """The model."""
         return [self._loaded()]
 
+    def check(self, told: Told) -> None:
+        """Raises ConfigError for what a two-tower model cannot take."""
+        # Of an image alone some formats write the marker.
+        text, images = told.message.text.replace(MARKER, "").strip(), told.message.images
+        if told.instruction:
+            raise ConfigError(f"{told.uri}: a model of two towers takes no instruction, and this row has one; leave it out of the data set")
+        if len(images) > 1 or (images and text):
+            given = f"{'an image' if len(images) == 1 else 'images'}{' and a text' if text else ''}"
+            raise ConfigError(
+                f"{told.uri}: a model of two towers takes an image or a text, and this row has {given} in one; "
+                "train a vision-language model on it (pipeline.training.vlm:TrainVlm)"
+            )
+
     def prepare(self, told: Told, *, query: bool) -> Row:
         """An image at the model's size, or the tokens of a text. Raises ConfigError for what a two-tower model cannot take."""
+        self.check(told)
         text, images = told.message.text, told.message.images
-        if told.instruction:
-            raise ConfigError(
-                f"{told.uri}: a model of two towers takes no instruction, and this row has {told.instruction!r}; leave it out of the data set, "
-                "in a new run"
-            )
-        if len(images) > 1 or (images and text):
-            raise ConfigError(
-                f"{told.uri}: a model of two towers takes an image or a text, and this has {len(images)} images and the text {text[:60]!r}; "
-                "train a vision-language model on it (pipeline.training.vlm:TrainVlm), in a new run"
-            )
         if images:
             pixels = self._resize(images[0])
             return Row(blake2b(pixels.tobytes(), digest_size=16).digest(), pixels=pixels)

@@ -26,6 +26,8 @@ class DataFacts:
     """Rows that are not trained on, by reason."""
     share: float | None
     """Of the batches; None for held-out data."""
+    overlap: dict[str, int] = field(default_factory=dict)
+    """Of held-out data, queries and documents that are trained on too."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _data(facts: Facts) -> str:
     rows = []
     for data in facts.data:
         rejects = ", ".join(f"{count:,} {reason}" for reason, count in data.rejects.items()) or "none"
-        rows.append([data.name, f"{data.rows:,}", "held out" if data.share is None else f"{data.share:.1%}", rejects])
+        also = f", {' and '.join(f'{count:,} {what}' for what, count in data.overlap.items())} trained on too" if data.overlap else ""
+        rows.append([data.name, f"{data.rows:,}", f"held out{also}" if data.share is None else f"{data.share:.1%}", rejects])
     return _table("Data", ["data set", "rows", "share of batches", "rows left out"], rows)
 
 

@@ -20,6 +20,7 @@ from pipeline.training.journal import Journal
 from pipeline.training.loop import JOURNAL, Outcome, Recipe, Task
 from pipeline.training.page import PAGE, DataFacts, Facts, flat, write_page
 from pipeline.training.plan import Plan
+from pipeline.training.scan import check_kinds, overlaps
 from pipeline.training.settings import Feeding, Workers
 from pipeline.training.trainable import built
 from pipeline.vlm.card import Card, DataSource
@@ -93,6 +94,8 @@ class TrainReport:
     """Rows of each data set."""
     rejects: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows of each data set that are not trained on, by reason."""
+    overlap: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of each held-out data set, queries and documents that are trained on too."""
     dropped: int = 0
     """How often the whole run drew a row and left it out, by choice.bad_image; each is named in the log."""
     encoder: str = ""
@@ -139,9 +142,10 @@ def task_of(
     if at.tensorboard:
         check_tensorboard()
     # Built here for their errors alone; neither loads weights.
-    built(recipe.model, recipe.loss)
+    model, _ = built(recipe.model, recipe.loss)
     parts = tuple(Part(prepare(dataset, at.prepared_at), dataset.weight) for dataset in data)
     held = tuple(prepare(dataset, at.prepared_at) for dataset in held_out)
+    check_kinds(model, [*(part.prepared for part in parts), *held])
     told = _instructions([part.prepared for part in parts])
     _warn_of(told, _instructions(held))
     plan = plan_of(parts, recipe.mixture)
@@ -185,8 +189,9 @@ def _warn_of(told: dict[str, tuple[str, ...]], held_out: dict[str, tuple[str, ..
 
 def _data_facts(plan: Plan, parts: Sequence[Part], held_out: Sequence[Prepared]) -> tuple[DataFacts, ...]:
     shares = dict(zip(plan.names, plan.shares.tolist(), strict=True))
-    told: list[tuple[Prepared, float | None]] = [(part.prepared, shares[part.prepared.name]) for part in parts]
-    return tuple(DataFacts(data.name, data.num_rows(), data.rejected(), share) for data, share in [*told, *((data, None) for data in held_out)])
+    trained = tuple(DataFacts(part.prepared.name, part.prepared.num_rows(), part.prepared.rejected(), shares[part.prepared.name]) for part in parts)
+    seen = overlaps([part.prepared for part in parts], held_out)
+    return (*trained, *(DataFacts(data.name, data.num_rows(), data.rejected(), None, seen.get(data.name, {})) for data in held_out))
 
 
 def begin(at: RunAt, settings: dict[str, Any]) -> None:
@@ -223,6 +228,7 @@ def done(at: RunAt, outcome: Outcome, task: Task) -> TrainReport:
         best_step=outcome.best_step,
         data={data.name: data.rows for data in task.facts.data},
         rejects={data.name: data.rejects for data in task.facts.data if data.rejects},
+        overlap={data.name: data.overlap for data in task.facts.data if data.overlap},
         dropped=outcome.dropped,
         encoder=outcome.encoder,
         fingerprint=outcome.fingerprint,

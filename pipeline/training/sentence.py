@@ -94,13 +94,17 @@ class TrainSentence:
         """The transformer, and the dense layers if there are any."""
         return list(self._sides().values())
 
-    def prepare(self, told: Told, *, query: bool) -> Text:
-        """The tokens of a text. Raises ConfigError for a row with an image."""
+    def check(self, told: Told) -> None:
+        """Raises ConfigError for a row with an image."""
         if told.message.images:
             raise ConfigError(
                 f"{told.uri}: a sentence encoder takes texts, and this row has an image; train a model of two towers "
-                "(pipeline.training.openclip:TrainOpenClip) or a vision-language model (pipeline.training.vlm:TrainVlm) on it, in a new run"
+                "(pipeline.training.openclip:TrainOpenClip) or a vision-language model (pipeline.training.vlm:TrainVlm) on it"
             )
+
+    def prepare(self, told: Told, *, query: bool) -> Text:
+        """The tokens of a text. Raises ConfigError for a row with an image."""
+        self.check(told)
         prompt = told.instruction or self._prompt(query=query)
         tokens = self._loaded().tokenise([prompt + told.message.text])
         return Text({name: values[0] for name, values in tokens.items()}, self._skipped(prompt))

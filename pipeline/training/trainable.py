@@ -20,8 +20,9 @@ from pipeline.vlm.card import Card
 class Trainable(Protocol):
     """A model while it is trained.
 
-    One method is optional, and looked for by name: `learn_at(cuts: pipeline.training.matryoshka.Cuts)`, which a loss over several layers or
+    Two methods are optional, and looked for by name. `learn_at(cuts: pipeline.training.matryoshka.Cuts)`, which a loss over several layers or
     widths needs. It comes before `load`; `embed` then gives a tuple of vectors where the cuts name layers, and `save` says what was trained.
+    `check(told: Told)` raises ConfigError for a kind of message that the model cannot take; before `load`, for one of each kind that is in the data.
     """
 
     def load(self, device: torch.device) -> None:

@@ -200,7 +200,7 @@ def test_nothing_to_train_is_an_error(clip):
     [
         (
             Told(Message("a", (np.zeros((2, 2, 3), np.uint8),)), "", "x.jsonl#7"),
-            "x.jsonl#7: .* takes an image or a text, and this has 1 images and the text 'a'",
+            "x.jsonl#7: .* takes an image or a text, and this row has an image and a text in one",
         ),
         (Told(Message("a"), "Find it"), "takes no instruction"),
     ],

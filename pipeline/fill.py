@@ -268,9 +268,22 @@ class Filling:
         try:
             yield
         finally:
-            self._commit()
+            self._commit_rest()
 
     def _commit(self) -> None:
+        """What has come, but for changes of a container's rows.
+
+        These wait until all containers were read: a row that another container has under the same id stays as long as it is met unchanged,
+        whichever of the two is read first. Meanwhile they are staged, and not lost if the run is killed.
+        """
+        now, late = list[Receipt](), list[Receipt]()
+        for receipt in self._waiting:
+            (late if self.gate is None and receipt.unit is not None and len(receipt.changed.ids) else now).append(receipt)
+        self._waiting = now
+        self._commit_rest()
+        self._waiting = late
+
+    def _commit_rest(self) -> None:
         # Taken out first: what was committed in part, or by a commit whose answer was lost, must not be committed again. It stays staged,
         # and the next run, which reads the table anew, adopts what is not in it.
         waiting, self._waiting = self._waiting, []
@@ -302,7 +315,8 @@ class Filling:
         return f"{top} ({stages[top] / sum(stages.values()):.0%} of the work; worker threads busy {busy:.0%} of the time, start-up included)"
 
     def finish(self) -> None:
-        """Vanished items, notes on complete containers, and the proof that the rows are there."""
+        """What waits to be committed, vanished items, notes on complete containers, and the proof that the rows are there."""
+        self._commit_rest()
         self.end(vanished=None if self.report.failed else self._vanished())
 
     def end(self, *, vanished: list[str] | None) -> None:
@@ -384,7 +398,7 @@ class Filling:
         sums = id_sums(dataset, counts, source=p.reader.source)
         for unit, (_, rejected) in sorted(counts.items()):
             rows, digest = states.get(unit, (0, ""))
-            if unit == WHOLE or sums[unit] == self.committer.accepted[unit]:
+            if unit == WHOLE or (sums[unit] == self.committer.accepted[unit] and unit not in self.committer.sharing):
                 row = {"source": p.reader.source, "unit": unit, "version": versions[unit], "rows": rows, "rejected": rejected, "digest": digest}
                 notes.append({**row, "run": p.run})
         record_notes(p.table, notes)

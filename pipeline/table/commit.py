@@ -4,7 +4,9 @@ A refused commit rereads what other writers added, drops the rows that are there
 come in by compare-and-swap, items that changed by replacement (`swap` says why these are two commits).
 """
 
+import functools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import lance
@@ -20,6 +22,9 @@ from pipeline.table.contents import added_up, quoted, rows_with
 from pipeline.table.rejects import forget_rejects, record_rejects
 from pipeline.table.stage import Receipt, Staged, Staging, metadata_of, read_staged, stage_rows
 from schemas.rejects import PASSING, REJECT
+
+ROWS_REPLACED_AT_ONCE = 2**16
+"""They are read back whole, to learn their ids."""
 
 
 @dataclass
@@ -81,6 +86,8 @@ class Committer:
     """Containers that could not be read whole."""
     again: set[str] = field(default_factory=set)
     """Containers with rejects that may pass by themselves: the next run reads them again."""
+    sharing: set[str] = field(default_factory=set)
+    """Containers with an item that this run has met in another one too, in the same version: no reject says that theirs is to take its place."""
 
     def __post_init__(self) -> None:
         self._fragments: set[int] = set()
@@ -103,8 +110,9 @@ class Committer:
             self._account_read(receipt)
         inserted = swap.until_accepted(lambda: self._insert([receipt.new for receipt in receipts]), self.at.path())
         self._account(receipts, inserted, replaced=False)
-        replaced = swap.until_accepted(lambda: self._replace([receipt.changed for receipt in receipts]), self.at.path())
-        self._account(receipts, replaced, replaced=True)
+        for some in _groups(receipts):
+            replaced = swap.until_accepted(functools.partial(self._replace, [receipt.changed for receipt in some]), self.at.path())
+            self._account(some, replaced, replaced=True)
         self._forget(receipts)
 
     def delete(self, ids: list[str]) -> int:
@@ -241,7 +249,7 @@ class Committer:
 
     def _account_read(self, receipt: Receipt) -> None:
         """Count what the worker found that needs no commit."""
-        # Unchanged items whose id this run has met before are duplicates that an earlier run recorded.
+        # Unchanged items whose id this run has met before are duplicates, recorded by an earlier run or as good as the item itself.
         met = self.own.find(receipt.seen)[0]
         again = int(met.sum())
         self.own.add(receipt.seen, np.zeros(len(receipt.seen), np.uint64))
@@ -254,6 +262,7 @@ class Committer:
         if receipt.unit is not None:
             self.units.setdefault(receipt.unit, [0, 0])[1] += rejected
             self._accept(receipt.unit, receipt.seen[~met])
+            self.sharing |= {receipt.unit} if again else set()
             self.unread |= {receipt.unit} if receipt.unread else set()
             self.again |= set() if PASSING.isdisjoint(receipt.rejects["reason"].to_pylist()) else {receipt.unit}
 
@@ -295,6 +304,19 @@ class Committer:
         if cured.any():
             rows = read_staged(staged.fragments, self.at.path(), self.at.options)
             forget_rejects(self.at, rows["id"].filter(pa.array(cured)).to_pylist())
+
+
+def _groups(receipts: list[Receipt]) -> Iterator[list[Receipt]]:
+    """Receipts whose changed rows are read at once, whole: `ROWS_REPLACED_AT_ONCE` at most, or those of one receipt."""
+    group, rows = list[Receipt](), 0
+    for receipt in receipts:
+        more = len(receipt.changed.ids)
+        if group and rows + more > ROWS_REPLACED_AT_ONCE:
+            yield group
+            group, rows = [], 0
+        group.append(receipt)
+        rows += more
+    yield group
 
 
 def _places(stored: pa.Table, wanted: pa.Table) -> np.ndarray:

@@ -37,8 +37,8 @@ def planned(job):
     return prepare(job.source, job.encoder, job.table, sync=job.sync, chunk_rows=None)
 
 
-def embed(tmp_path, source, **settings):
-    """A run's report."""
+def embed(tmp_path, source, *, order=list, **settings):
+    """A run's report. `order`: of the chunks."""
     job = job_of(tmp_path, source, **settings)
     prepared = planned(job)
     filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
@@ -46,7 +46,7 @@ def embed(tmp_path, source, **settings):
     filling.adopt(None)
     if prepared.plan.chunks:
         worker = ChunkWorker(filling.task(batch_size=16, threads=1))
-        filling.take((worker(chunk.id, chunk.work) for chunk in prepared.plan.chunks), workers=1)
+        filling.take((worker(chunk.id, chunk.work) for chunk in order(prepared.plan.chunks)), workers=1)
     filling.finish()
     report = filling.close()
     assert report.listed == report.unchanged + report.written + report.replaced + report.rejected + report.failed
@@ -211,6 +211,22 @@ def test_of_an_id_in_two_containers_the_first_stays_whichever_is_touched(tmp_pat
     assert (texts(tmp_path), reads(tmp_path, source)) == (first | {"x": "second"}, [])
 
 
+def test_of_an_id_in_two_containers_the_first_stays_whichever_is_read_first(tmp_path):
+    """With a commit between the two, the second one's item replaced the first one's row: all containers written anew were enough."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {"x": "first", "a": "one"})
+    parquet(source / "b.parquet", {"x": "second", "b": "two"})
+    expected = {"x": "first", "a": "one", "b": "two"}
+    for order in (list, lambda chunks: chunks[::-1]):
+        for name in ("a", "b"):
+            os.utime(source / f"{name}.parquet", ns=(1, 1 + int(os.stat(source / f"{name}.parquet").st_mtime_ns)))
+        report = embed(tmp_path, source, order=order, sync={"commit_every_s": 0})
+        assert (report.replaced, report.rejected, texts(tmp_path)) == (0, 1, expected)
+    parquet(source / "a.parquet", {"a": "changed"})
+    report = embed(tmp_path, source, sync={"commit_every_s": 0})
+    assert (report.replaced, texts(tmp_path)["a"]) == (1, "changed")
+
+
 def test_rows_that_have_moved_to_another_container_are_read_once(tmp_path):
     """No container added up any more, so that every run read all of them again."""
     source = tmp_path / "source"
@@ -247,6 +263,22 @@ def test_a_container_is_not_taken_for_complete_because_it_has_as_many_rows(tmp_p
     (source / "b.parquet").unlink()
     assert embed(tmp_path, source).deleted == 2
     assert texts(tmp_path) == {"a": "one", "y": "four"}
+
+
+def test_an_item_that_two_containers_have_alike_stays_as_long_as_one_has_it(tmp_path):
+    """It went with the container that its row named: the other one was noted as complete, and not read."""
+    source = tmp_path / "source"
+    parquet(source / "a.parquet", {"a": "one", "x": "two"})
+    parquet(source / "b.parquet", {"b": "three"})
+    parquet(source / "c.parquet", {"bad": " "})
+    embed(tmp_path, source)
+    parquet(source / "a.parquet", {"x": "two", "a": "one"})
+    parquet(source / "b.parquet", {"b": "three", "x": "two"})
+    report = embed(tmp_path, source)
+    assert (report.unchanged, report.rejected, reads(tmp_path, source)) == (3, 2, [])
+    (source / "a.parquet").unlink()
+    assert embed(tmp_path, source).deleted == 1
+    assert texts(tmp_path) == {"x": "two", "b": "three"}
 
 
 def test_an_id_of_another_source_is_a_duplicate_before_it_is_embedded(tmp_path):

@@ -4,11 +4,15 @@ from pathlib import Path
 
 from demo import assets
 from demo.commands import OUTPUT, show_hits, show_run, tessera
+from demo.packages import Unavailable
 
 
 def main() -> None:
     """Fetch, embed, search, and run again."""
-    assets.fetch()
+    try:
+        assets.fetch()
+    except Unavailable as unavailable:
+        raise SystemExit(f"demo: {unavailable}") from None
     OUTPUT.mkdir(exist_ok=True)
     sets = ["photos"] + (["products"] if Path("demo/assets/products/products.csv").exists() else [])
     for name in sets:

@@ -18,7 +18,7 @@ from pipeline.config import ConfigError, Model, Ref, nearest
 from pipeline.encoders import Encoder
 from pipeline.media import BadItem, Limits, decode, to_pixels
 from pipeline.stores import reaching
-from pipeline.table.at import TableAt, dim_of, fingerprint_of, model_of
+from pipeline.table.at import TableAt, dim_of, fingerprint_of, model_of, told
 from pipeline.table.ledger import TRAINING
 from schemas.items import encoder_schema
 
@@ -178,9 +178,7 @@ def _check(dataset: lance.LanceDataset, query: Query) -> None:
             dataset.scanner(columns=["id"], filter=query.where).explain_plan()
         except (ValueError, OSError) as error:
             columns = ", ".join(f"{entry.name} {entry.type}" for entry in dataset.schema if entry.name != "vector")
-            # The engine appends where in its source the error arose.
-            said = str(error).split(", /")[0]
-            raise ConfigError(f"where: {query.where!r} is not a condition on this table: {said}; its columns are {columns}") from error
+            raise ConfigError(f"where: {query.where!r} is not a condition on this table: {told(error)}; its columns are {columns}") from error
 
 
 def _encode(encoder: Encoder, queries: Sequence[Query], storage_options: dict[str, Any] | None) -> list[np.ndarray]:

@@ -271,3 +271,30 @@ def test_a_job_without_a_file_is_told_how_to_name_one(tmp_path, monkeypatch):
         load(EmbedJob, None, [])
     with pytest.raises(ConfigError, match=f"looked for in {tmp_path}"):
         load(EmbedJob, "job.yaml", [])
+
+
+def test_a_database_that_cannot_be_opened_says_what_to_look_at(tmp_path):
+    """It ended in the place in the engine's source where the error arose."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty.lance" / "x").mkdir(parents=True)
+    away = {"region": "us-east-1", "access_key_id": "k", "secret_access_key": "s"}
+    cases = [
+        (TableAt(uri=str(tmp_path / "file"), name="t"), "correct the place"),
+        (TableAt(uri=str(tmp_path), name="empty"), "is a folder without a table in it"),
+        (TableAt(uri="s3x://b/db", name="t"), "correct the URI, the credentials in the environment, or storage_options"),
+        (TableAt(uri="s3://b/db", name="t", storage_options={"endpoint": "http://127.0.0.1:1", **away}), 'needs allow_http: "true"'),
+    ]
+    for at, words in cases:
+        with pytest.raises(ConfigError) as told:
+            at.require()
+        assert words in str(told.value) and ".rs:" not in str(told.value)
+
+
+def test_the_demonstration_without_a_registry_is_one_line(tmp_path):
+    """It was a traceback of thirty."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "0"}
+    code = "import demo.assets as assets, pathlib; fetch = assets.fetch; assets.fetch = lambda: fetch(pathlib.Path('assets'))\n"
+    code += "from demo.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("demo: package efficientnet") and done.stderr.count("\n") == 1, done.stderr

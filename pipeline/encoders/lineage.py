@@ -53,6 +53,7 @@ def hub_commit(repo: str, revision: str | None, cache_dir: str | None = None) ->
     try:
         commit: str | None = HfApi().model_info(repo, revision=revision, timeout=30).sha
     except Exception as error:  # the hub's client lets errors of several HTTP libraries through
+        _check_refused(repo, error)
         raise ConfigError(
             f"{repo}@{revision} is not in the local cache, and the hub cannot say which commit it is ({_first_line(error)}); "
             f"check the name, go online once, or pin a commit of 40 digits as the revision"
@@ -73,7 +74,21 @@ def snapshot(repo: str, commit: str, cache_dir: str | None, patterns: list[str] 
     try:
         return Path(snapshot_download(repo, revision=commit, cache_dir=cache_dir, allow_patterns=patterns, ignore_patterns=other_formats))
     except Exception as error:  # as above
+        _check_refused(repo, error)
         raise ConfigError(f"{repo}@{commit} is not in the local cache and cannot be fetched from the hub: {_first_line(error)}") from error
+
+
+def _check_refused(repo: str, error: Exception) -> None:
+    """Raise ConfigError if the hub does not let this user at a repository, saying how it does."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    log_in = "log in with `hf auth login`, or set HF_TOKEN where the job runs and on every worker"
+    if isinstance(error, GatedRepoError):
+        raise ConfigError(f"the hub gives {repo} only to those who have accepted its terms: do so on the model's page, then {log_in}") from error
+    if isinstance(error, RepositoryNotFoundError):
+        raise ConfigError(f"the hub has no repository {repo}, or it is private: correct the name, or {log_in}") from error
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        raise ConfigError(f"the hub refuses the token ({_first_line(error)}): {log_in}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -7,17 +7,29 @@ from typing import Any
 
 import torch
 
+from pipeline.config import ConfigError
 from pipeline.encoders.openclip_weights import Resolved
 from pipeline.encoders.sentence_model import without_progress_bars
 
 
 def load_open_clip(found: Resolved, cache_dir: str | None) -> tuple[Any, Any]:
-    """The model, on the CPU in float32, and its tokenizer. Downloads the weights where they are not here yet."""
+    """The model, on the CPU in float32, and its tokenizer. Downloads the weights where they are not here yet.
+
+    Raises ConfigError if they cannot be fetched.
+    """
     import open_clip
 
     name = found.complete()
     with without_progress_bars(), _without_root_messages():
-        model = open_clip.create_model(name, found.pretrained, cache_dir=cache_dir, weights_only=True, require_pretrained=True, **found.moved())
+        try:
+            model = open_clip.create_model(name, found.pretrained, cache_dir=cache_dir, weights_only=True, require_pretrained=True, **found.moved())
+        except RuntimeError as error:
+            if not str(error).startswith("Failed to download"):
+                raise
+            raise ConfigError(
+                f"the weights {found.pretrained!r} of {name} cannot be fetched ({' '.join(str(error).split())}); go online once with this machine, "
+                "or name a checkpoint file that every worker can read: pretrained=weights.pt"
+            ) from error
         tokenizer = open_clip.get_tokenizer(found.tokenizer_name(name), cache_dir=cache_dir)
     actual = {**model.visual.preprocess_cfg}
     assert _plain(actual) == _plain(found.preprocess), f"the model prepares images by {actual}, planned was {found.preprocess}"

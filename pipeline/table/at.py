@@ -70,6 +70,8 @@ class TableAt(Model):
         dataset = self.open()
         if dataset is None:
             names = self.neighbours()
+            if self.name in names:
+                raise ConfigError(f"{self.path()} is a folder without a table in it; run the embed job, which makes one there, or correct table.name")
             there = f"{nearest(self.name, names)}; it has {', '.join(names)}" if names else ""
             raise ConfigError(f"there is no table {self.name!r} in {self.uri}{there}; run the embed job first, or correct table.uri and table.name")
         return dataset
@@ -88,9 +90,26 @@ def open_dataset(path: str, storage_options: dict[str, str]) -> lance.LanceDatas
     except ValueError as error:
         if "was not found" in str(error):
             return None
-        raise ConfigError(f"cannot open {path}: {error}") from error
+        raise ConfigError(_closed(path, error)) from error
     except OSError as error:
-        raise ConfigError(f"cannot open {path}: {error}") from error
+        raise ConfigError(_closed(path, error)) from error
+
+
+def _closed(path: str, error: Exception) -> str:
+    """Why a dataset cannot be opened, and what to look at."""
+    if "://" not in path:
+        return f"cannot open {path}: {told(error)}; correct the place, or restore what was damaged"
+    if "builder error" in str(error):
+        return f'cannot open {path}: an endpoint with http:// needs allow_http: "true" in storage_options ({told(error)})'
+    return (
+        f"cannot open {path}: {told(error)}; correct the URI, the credentials in the environment, or storage_options, in Lance's words: "
+        "endpoint, region, allow_http"
+    )
+
+
+def told(error: Exception) -> str:
+    """What the engine says of an error, without where in its source it arose."""
+    return re.sub(r",? /\S+\.rs:\d+:\d+", "", str(error))
 
 
 def create_dataset(path: str, schema: pa.Schema, storage_options: dict[str, str]) -> lance.LanceDataset:
@@ -101,7 +120,7 @@ def create_dataset(path: str, schema: pa.Schema, storage_options: dict[str, str]
     except OSError as error:
         existing = open_dataset(path, storage_options)
         if existing is None:
-            raise ConfigError(f"cannot create {path}: {error}") from error
+            raise ConfigError(f"cannot create {path}: {told(error)}") from error
         return existing
 
 

@@ -6,8 +6,6 @@ cache first.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.slides import BadSlide, BadTile, Slide
+from pipeline.slides import BadSlide, Slide
 from pipeline.slides.cache import Entry, SlideCache
+from pipeline.slides.comparison import compare, refusal
 from pipeline.slides.describe import FAST, describe
 from pipeline.slides.native import Native, open_native
 from pipeline.slides.ranges import LocalFile, Ranges, StoredObject, window
@@ -27,8 +26,6 @@ from pipeline.stores import check_forbidden, filesystem
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi")
 """What a folder of slides is searched for. DICOM: the files of a folder are one slide."""
-COMPARED = 3
-"""Stored tiles of level 0 that are compared with OpenSlide's at opening, and one of each other level."""
 
 
 def open_slide(
@@ -129,7 +126,7 @@ def _fast_local(path: str, layout: Layout, handle: Any, mpp: float | None, notes
     slide = TiledJpeg(LocalFile(path), levels, info)
     if handle is None:
         return slide, ""
-    compared, difference = _compare(slide, Native(path, handle, info), levels, len(handle.level_dimensions))
+    compared, difference = compare(slide, Native(path, handle, info), levels, len(handle.level_dimensions))
     if difference is not None:
         slide.close()
         return None, difference
@@ -155,37 +152,6 @@ def _stored_levels(layout: Layout, handle: Any) -> tuple[tuple[Stored, ...], str
         elif handle.level_dimensions[0] != (levels[0].width, levels[0].height):
             return (), "level 0 has another size than what is stored"
     return levels, fits(levels)
-
-
-def _compare(slide: Slide, reference: Native, levels: tuple[Stored, ...], comparable: int) -> tuple[int, str | None]:
-    """How many stored tiles were compared, and why the fast reader must not be used: a tile whose pixels are not OpenSlide's.
-
-    Tiles that are damaged say nothing.
-    """
-    total = 0
-    for number, stored in enumerate(levels[:comparable]):
-        compared, wanted = 0, COMPARED if number == 0 else 1
-        for index in _telling(stored):
-            # The corner of a small level only: elsewhere its tiles may begin between whole px of level 0.
-            column, row = (index % stored.across, index // stored.across) if number == 0 else (0, 0)
-            place = (column * stored.tile_width, row * stored.tile_height)
-            size = (stored.tile_width, stored.tile_height)
-            with suppress(BadTile):
-                if not np.array_equal(slide.read(place, level=number, size=size), reference.read(place, level=number, size=size)):
-                    return total, f"tile {column}, {row} of level {number} does not decode to OpenSlide's pixels"
-                compared += 1
-                total += 1
-            if compared == wanted or number > 0:
-                break
-    return total, None
-
-
-def _telling(stored: Stored) -> Iterator[int]:
-    """Tiles worth comparing: the largest in bytes (tissue), the last (cut by the edge), then down by size, ten in all."""
-    by_bytes = np.argsort(-stored.lengths, kind="stable")
-    yield int(by_bytes[0])
-    yield len(stored.lengths) - 1
-    yield from (int(index) for index in by_bytes[1:9])
 
 
 # ---- in a store ----
@@ -240,7 +206,9 @@ def _fast_remote(uri: str, ranges: Ranges, mpp: float | None) -> tuple[Slide | N
     if why_not is not None:
         return None, why_not
     info = describe(uri, None, layout, mpp, ["read by ranges from its store, where OpenSlide cannot be asked for comparison"])
-    return TiledJpeg(ranges, levels, replace(info, levels=as_levels(levels), reader=_fast_name())), ""
+    slide = TiledJpeg(ranges, levels, replace(info, levels=as_levels(levels), reader=_fast_name()))
+    refused = refusal(slide, levels[0])
+    return (slide, "") if refused is None else (None, refused)
 
 
 def _fast_name() -> str:

@@ -4,6 +4,7 @@ A scene is laid out in microns and rendered at any mpp, so that the same tissue 
 then be damaged by hand: `zero_tile`, `half_zero_tile`, `cut`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -246,6 +247,17 @@ def write_ome(
         tiff.write(image, subifds=len(downsamples), metadata=about, **tiled)
         for downsample in downsamples:
             tiff.write(_reduced(image, downsample, False), subfiletype=1, metadata=None, **tiled)
+    return path
+
+
+def write_encoded(path: Path, image: np.ndarray, encode: Callable[[np.ndarray], bytes], *, photometric: int, tile_px: int = 256) -> Path:
+    """One level of tiles as `encode` makes them; `photometric` (2 RGB, 6 YCbCr) is what the tag says. Sides must divide by `tile_px`."""
+    tiles = (image[y : y + tile_px, x : x + tile_px] for y in range(0, image.shape[0], tile_px) for x in range(0, image.shape[1], tile_px))
+    stored = {"shape": image.shape, "dtype": np.uint8, "tile": (tile_px, tile_px), "compression": "jpeg", "photometric": "ycbcr", "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write((encode(tile) for tile in tiles), resolution=(2e4, 2e4), resolutionunit="centimeter", **stored)
+    with tifffile.TiffFile(path, mode="r+") as tiff:  # which writes YCbCr itself wherever it writes JPEG
+        tiff.pages[0].tags["PhotometricInterpretation"].overwrite(photometric)
     return path
 
 

@@ -2,13 +2,17 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
 import tifffile
 
+from pipeline.slides import BadSlide
+from pipeline.slides.cache import SlideCache
 from pipeline.slides.opening import open_slide
-from tests.slides.build import drawn_textures, render, some_scene, write_ome, write_svs, write_tiff
+from tests.slides.build import drawn_textures, render, some_scene, write_encoded, write_ome, write_svs, write_tiff
 
 WRITERS = {"svs": write_svs, "tiff": write_tiff, "ome": write_ome}
 
@@ -151,3 +155,44 @@ def test_a_layout_that_decodes_to_other_pixels_is_left_to_openslide(tmp_path, ca
         file.write((2).to_bytes(2, "little"))  # RGB, for a stream of YCbCr
     fast, slow = open_slide(str(path)), open_slide(str(path), fast=False)
     assert np.array_equal(fast.read((300, 300), level=0, size=(256, 256)), slow.read((300, 300), level=0, size=(256, 256)))
+
+
+JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+MARKERS = {"none": b"", "jfif": JFIF, "rgb": ADOBE + b"\0", "ycc": ADOBE + b"\1", "jfif-rgb": JFIF + ADOBE + b"\0", "jfif-ycc": JFIF + ADOBE + b"\1"}
+
+
+@pytest.mark.parametrize("markers", MARKERS)
+@pytest.mark.parametrize(("photometric", "space"), [(2, "RGB"), (6, "YCBCR")])
+def test_the_tag_decides_on_colours_whatever_the_stored_streams_say(tmp_path, canvas, photometric, space, markers):
+    """JFIF says YCbCr to a decoder whatever else is said; RGB tiles with it came out 49 levels off where OpenSlide could not be asked, in a store."""
+
+    def encode(tile):
+        stream = imagecodecs.jpeg8_encode(np.ascontiguousarray(tile), level=95, colorspace="RGB", outcolorspace=space, subsampling="444")
+        bare = stream.replace(JFIF[:9], b"\xff\xe1\x00\x10None\0").replace(ADOBE[:9], b"\xff\xe1\x00\x0eNone\0")
+        return bare[:2] + MARKERS[markers] + bare[2:]
+
+    image = canvas[256:768, 256:768]
+    path = write_encoded(tmp_path / "slide.tiff", image, encode, photometric=photometric)
+    assert_same_pixels(path, count=3)
+    fsspec.filesystem("memory").pipe_file("/slide.tiff", path.read_bytes())
+    pixels = open_slide("memory://slide.tiff").read((0, 0), level=0, size=(512, 512))[..., :3]
+    assert np.abs(pixels.astype(int) - image).mean() < 3
+
+
+def test_a_slide_whose_tiles_only_openslide_reads_is_left_to_it(tmp_path, canvas):
+    """All of its tiles were rejected: what the fast reader could not read was taken to be damaged."""
+
+    def encode(tile):
+        return imagecodecs.jpeg8_encode(np.ascontiguousarray(tile), level=90)[:-2] + bytes(16) + b"\xff\xd9"
+
+    path = write_encoded(tmp_path / "slide.tiff", canvas[:512, :512], encode, photometric=6)
+    slide = open_slide(str(path))
+    assert slide.info.reader.startswith("openslide")
+    assert "extraneous bytes before marker 0xd9, and OpenSlide reads it" in slide.info.notes[-1]
+    assert np.abs(slide.read((0, 0), level=0, size=(512, 512))[..., :3].astype(int) - canvas[:512, :512]).mean() < 5
+    fsspec.filesystem("memory").pipe_file("/slide.tiff", path.read_bytes())
+    with pytest.raises(BadSlide, match=r"cannot be read by ranges .*extraneous bytes"):
+        open_slide("memory://slide.tiff")
+    cached = open_slide("memory://slide.tiff", cache=SlideCache(tmp_path / "cache", max_bytes=10**8))
+    assert cached.info.reader == slide.info.reader

@@ -17,6 +17,7 @@ from pipeline.slides import BadSlide, Slide
 from pipeline.slides.cache import Entry, SlideCache
 from pipeline.slides.comparison import compare, refusal
 from pipeline.slides.describe import FAST, describe
+from pipeline.slides.dicom import series_of
 from pipeline.slides.native import Native, open_native
 from pipeline.slides.ranges import LocalFile, Ranges, StoredObject, window
 from pipeline.slides.tiff import Layout, Stored, as_levels, fits, read_layout
@@ -105,7 +106,16 @@ def _first_dicom(folder: Path) -> Path:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".dcm" and file.is_file())
     if not files:
         raise BadSlide("unsupported", f"{folder} is a folder without DICOM files (.dcm); name a slide's file")
-    return files[0]
+    slides: dict[str, Path] = {}
+    for file in files:
+        series = series_of(file)
+        if series is not None:
+            slides.setdefault(series, file)
+    if len(slides) > 1:
+        names = " and ".join(file.name for file in list(slides.values())[:2])
+        detail = f"{folder} holds the files of {len(slides)} slides (DICOM series), e.g. {names}; put those of each into a folder of its own"
+        raise BadSlide("unsupported", detail)
+    return next(iter(slides.values()), files[0])
 
 
 def _no_slide(path: str, layout: Layout | None) -> str:
@@ -177,7 +187,7 @@ def _open_remote(uri: str, storage_options: dict[str, Any], cache: SlideCache | 
         raise BadSlide("unsupported", f"{uri} cannot be read by ranges ({why_not}); give a cache folder, or copy it to a disk")
     entry = cache.hold(uri, storage_options)
     try:
-        return _Cached(_open_local(str(entry.path), mpp, fast), entry)
+        return _Cached(_open_local(str(entry.path if found["type"] == "file" else entry.path.parent), mpp, fast), entry)
     except BaseException:
         entry.release()
         raise

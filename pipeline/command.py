@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,19 +15,22 @@ from typing import Any
 
 import pydantic
 
-from pipeline.config import ConfigError, JobFailed, Model, Ref, T, load, nearest, references, section_of
+from pipeline.config import ConfigError, JobFailed, Model, T, load, nearest, references
+from pipeline.keys import arguments, keys
 from pipeline.redact import without_secrets
 
-USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [--check | --plan]
+USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [{flags}]
 
 {doc}
 
 A value is YAML, but a text is taken as it is typed. An entry of a list that the file has is named by its place: grids.0.mpp=1.
 
 --check   validate the job, import every target, print the resolved job as JSON, stop
---plan    also list the source and print what would be done, stop
---keys    print every key with its default and meaning, stop
+{plan}--keys    print every key with its default and meaning, stop; --keys package.module:Name prints the arguments of a target
 """
+PLAN = """--plan    also list the source and print what would be done, stop
+"""
+YAML = (".yaml", ".yml")
 
 
 def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | None = None, show: Callable[[Any], None] | None = None) -> None:
@@ -41,15 +43,24 @@ def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | 
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
+    given = sys.argv[1:]
+    if {"-h", "--help"} & set(given):
         doc = inspect.getdoc(sys.modules[run.__module__]) or ""
-        print(USAGE.format(command=f"tessera {Path(sys.argv[0]).stem}", doc=doc))
+        flags, told = ("--check", "") if plan is None else ("--check | --plan", PLAN)
+        print(USAGE.format(command=f"tessera {Path(sys.argv[0]).stem}", doc=doc, flags=flags, plan=told))
         raise SystemExit(0)
-    if "--keys" in arguments:
-        print("\n".join(keys(model)))
-        raise SystemExit(0)
-    raise SystemExit(_run(model, run, plan, arguments, show=show if sys.stdout.isatty() else None))
+    if "--keys" in given:
+        raise SystemExit(_print_keys(model, [name for name in given if name != "--keys" and "=" not in name and not name.endswith(YAML)]))
+    raise SystemExit(_run(model, run, plan, given, show=show if sys.stdout.isatty() else None))
+
+
+def _print_keys(model: type[Model], targets: list[str]) -> int:
+    try:
+        print("\n".join([line for target in targets for line in arguments(target)] if targets else keys(model)))
+    except ConfigError as error:
+        print(f"configuration error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @contextlib.contextmanager
@@ -129,20 +140,6 @@ def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | N
 
 def _is_path(argument: str) -> bool:
     return "=" not in argument or "://" in argument.partition("=")[0]
-
-
-def keys(model: type[Model], prefix: str = "") -> list[str]:
-    """Every key of a job file as `key = default   # meaning`."""
-    lines = []
-    for name, entry in model.model_fields.items():
-        section = section_of(model, (name,))
-        if section is not None and section is not Ref:
-            many = "[]" if typing.get_origin(entry.annotation) in (tuple, list) else ""
-            lines += keys(section, f"{prefix}{name}{many}.")
-            continue
-        default = "required" if entry.is_required() else json.dumps(to_plain(entry.get_default(call_default_factory=True)))
-        lines.append(f"{prefix}{name} = {default}   # {' '.join((entry.description or '').split())}")
-    return lines
 
 
 def to_plain(value: Any) -> Any:

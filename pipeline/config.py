@@ -51,15 +51,7 @@ class Ref(Model):
 
         Raises ConfigError naming the nearest right name.
         """
-        module_name, _, name = self.target.partition(":")
-        if not name:
-            raise ConfigError(f"target {self.target!r} must read 'package.module:Name'")
-        module = _import(module_name, self.target)
-        if not hasattr(module, name):
-            raise ConfigError(f"target {self.target!r}: {module_name} has no {name!r}{nearest(name, _public(module))}")
-        target: Callable[..., Any] = getattr(module, name)
-        if not callable(target):
-            raise ConfigError(f"target {self.target!r} is a {type(target).__name__}; it must be a class or a function")
+        target = imported(self.target)
         try:
             inspect.signature(target).bind(**self.args)
         except TypeError as error:
@@ -92,6 +84,20 @@ def _is_ref(value: Any) -> bool:
     """Whether an argument names a class, also with a wrong key beside it."""
     target = value.get("target") if isinstance(value, dict) else None
     return isinstance(target, str) and (":" in target or set(value) <= set(Ref.model_fields))
+
+
+def imported(target: str) -> Callable[..., Any]:
+    """The class or function that a target names. Raises ConfigError naming the nearest right name."""
+    module_name, _, name = target.partition(":")
+    if not name:
+        raise ConfigError(f"target {target!r} must read 'package.module:Name'")
+    module = _import(module_name, target)
+    if not hasattr(module, name):
+        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{nearest(name, _public(module))}")
+    found: Callable[..., Any] = getattr(module, name)
+    if not callable(found):
+        raise ConfigError(f"target {target!r} is a {type(found).__name__}; it must be a class or a function")
+    return found
 
 
 def _import(module_name: str, target: str) -> types.ModuleType:
@@ -240,18 +246,18 @@ def section_of(model: type[Model], location: tuple[Any, ...]) -> type[Model] | N
         found = model.model_fields.get(str(part))
         if found is None:
             return None
-        section = _section_in(found.annotation)
+        section = section_in(found.annotation)
         if section is None:
             return None
         model = section
     return model
 
 
-def _section_in(annotation: Any) -> type[Model] | None:
+def section_in(annotation: Any) -> type[Model] | None:
     """The first model in a type such as `tuple[Dataset, ...] | None`."""
     if inspect.isclass(annotation) and issubclass(annotation, Model):
         return annotation
-    return next((found for part in typing.get_args(annotation) if (found := _section_in(part)) is not None), None)
+    return next((found for part in typing.get_args(annotation) if (found := section_in(part)) is not None), None)
 
 
 def references(model: Model) -> list[Ref]:

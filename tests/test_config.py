@@ -1,6 +1,9 @@
 """Every wrong input: a clear error, exit status 2, and no Ray."""
 
+import inspect
+import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +16,8 @@ from jobs.index import IndexJob
 from jobs.search import SearchJob
 from jobs.slides import SlidesJob
 from jobs.train import TrainJob
-from pipeline.command import keys
-from pipeline.config import ConfigError, Ref, load
+from pipeline.config import ConfigError, Ref, imported, load
+from pipeline.keys import arguments, keys
 from pipeline.redact import dropping_secrets, without_secrets
 from pipeline.table.at import TableAt
 from pipeline.table.swap import self_test
@@ -298,3 +301,40 @@ def test_the_demonstration_without_a_registry_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("demo: package efficientnet") and done.stderr.count("\n") == 1, done.stderr
+
+
+def named_in_the_readme():
+    """Every target of README's tables and examples."""
+    text = (ROOT / "README.md").read_text()
+    tables = [(f"pipeline.{kind}", line.split("|")[1]) for kind in ("readers", "encoders") for line in _table(text, f"in `pipeline.{kind}`")]
+    short = {f"{package}.{name}" for package, cell in tables for name in re.findall(r"`(\w+:\w+)`", cell)}
+    return sorted(short | set(re.findall(r"pipeline[.\w]+:\w+", text)))
+
+
+def _table(text, head):
+    return itertools.takewhile(lambda line: line.startswith("|"), text[text.index(head) :].splitlines()[2:])
+
+
+@pytest.mark.parametrize("target", named_in_the_readme())
+def test_the_arguments_of_whatever_the_readme_names_can_be_listed(target):
+    lines = arguments(target)
+    taken = list(inspect.signature(imported(target)).parameters)
+    assert lines[0].startswith("# ") and taken
+    for name in taken:
+        assert any(line.startswith((f"args.{name} = ", f"args.{name}.")) for line in lines), name
+
+
+def test_keys_of_a_target_are_printed_with_defaults_and_types_and_a_wrong_one_is_named():
+    done = run("--keys", "pipeline.readers.images:Images")
+    assert done.returncode == 0, done.stderr
+    assert "args.uri = required   # str | Sequence[str]\n" in done.stdout
+    assert 'args.text_key = "caption"   # str\n' in done.stdout
+    assert "# `captions`: `txt` takes the text of photo.jpg" in done.stdout
+    wrong = run("--keys", "pipeline.readers.images:Image")
+    assert (wrong.returncode, wrong.stdout) == (2, "") and "did you mean 'Images'?" in wrong.stderr
+
+
+def test_help_offers_a_plan_only_where_there_is_one():
+    asked = {name: [sys.executable, "-m", "jobs", name, "--help"] for name in ("search", "embed")}
+    offers = {name: subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for name, command in asked.items()}
+    assert "--plan" in offers["embed"] and "--plan" not in offers["search"] and "--keys" in offers["search"]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.metrics import mrr_at, ndcg_at, ranking, recall_at
@@ -18,17 +19,18 @@ from pipeline.training.tape import Embed, layers_of
 from pipeline.training.trainable import Trainable
 
 ROWS = 64
-"""Rows that are read and embedded at once: images of no more than these are in memory."""
+"""Rows that are read at once: images of no more than these are in memory."""
 
 
-def evaluate(model: Trainable, embed: Embed, held_out: Sequence[Prepared], *, choice: Choice, k: int) -> dict[str, float]:
+def evaluate(model: Trainable, embed: Embed, held_out: Sequence[Prepared], *, choice: Choice, k: int, chunk: int | None) -> dict[str, float]:
     """`NAME/recall@K`, mrr and ndcg of each data set, and their means under `recall@K`, `mrr@K`, `ndcg@K`. The same on all ranks.
 
+    `chunk`: rows that a rank embeds at once, as in training; None: all that are read at once.
     Of a row with several positives each is a relevant document; a document that stands in several rows is one document. Every rank must call it.
     """
     # A held-out row is never left out, and needs no teacher.
     choice = choice.model_copy(update={"bad_image": "error", "teacher_scores": False})
-    found = {data.name: _of(_Reader(model, embed, data, choice), k) for data in held_out}
+    found = {data.name: _of(_Reader(model, embed, data, choice, chunk), k) for data in held_out}
     device = next((values.device for module in model.modules for values in module.parameters()), torch.device("cpu"))
     # Ranks on different machines may rank near ties differently, and all must agree on which weights are the best.
     found = {name: dict(zip(metrics, of_first(list(metrics.values()), device), strict=True)) for name, metrics in found.items()}
@@ -61,6 +63,7 @@ class _Reader:
     embed: Embed
     data: Prepared
     choice: Choice
+    chunk: int | None = None
 
     def vectors(self, wanted: Sequence[tuple[int, int | None]]) -> np.ndarray:
         """(N, D), norm 1, in their order: each rank makes its part, and gets all."""
@@ -71,12 +74,14 @@ class _Reader:
         with torch.no_grad():
             for start in range(rank, len(padded), ROWS * num_ranks):
                 told = self._told(padded[start : start + ROWS * num_ranks : num_ranks])
-                vectors = layers_of(self.embed([self._prepared(each, query=query) for each, query in told]))[-1]
-                made.append(normalise(vectors))
-            gathered = gather_rows(torch.cat(made)).cpu().numpy()
-        # Row i of rank r is number i * ranks + r.
-        whole: np.ndarray = gathered.reshape(num_ranks, -1, gathered.shape[1]).transpose(1, 0, 2).reshape(-1, gathered.shape[1])
-        return whole[: len(wanted)]
+                gathered = gather_rows(self._embedded([self._prepared(each, query=query) for each, query in told])).cpu().numpy()
+                # Row i of rank r is number i * ranks + r of these.
+                made.append(gathered.reshape(num_ranks, -1, gathered.shape[1]).transpose(1, 0, 2).reshape(-1, gathered.shape[1]))
+        return np.concatenate(made)[: len(wanted)]
+
+    def _embedded(self, rows: list[Any]) -> Tensor:
+        step = self.chunk or len(rows)
+        return torch.cat([normalise(layers_of(self.embed(rows[start : start + step]))[-1]) for start in range(0, len(rows), step)])
 
     def _prepared(self, told: Told, *, query: bool) -> Any:
         try:

@@ -269,7 +269,8 @@ class _Run:
         if not self.task.held_out:
             return
         self._mode(training=False)
-        metrics = evaluate(self.model, self._embed, self.task.held_out, choice=self.recipe.choice, k=self.recipe.watching.k)
+        k, chunk = self.recipe.watching.k, self.recipe.optimisation.chunk
+        metrics = evaluate(self.model, self._embed, self.task.held_out, choice=self.recipe.choice, k=k, chunk=chunk)
         if self.record is not None:
             self.record.held_out(done, metrics)
             log.info("step %d: %s", done, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/" not in name))

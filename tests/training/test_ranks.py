@@ -199,7 +199,7 @@ def disagreeing():
     """What ranks tell and decide by, where their own numbers differ."""
     rank, _ = world()
     held_out._of = lambda reader, k: {f"recall@{k}": 0.5 + 1e-9 * rank}
-    metrics = evaluate(SimpleNamespace(modules=[]), None, [SimpleNamespace(name="held")], choice=Choice(), k=3)
+    metrics = evaluate(SimpleNamespace(modules=[]), None, [SimpleNamespace(name="held")], choice=Choice(), k=3, chunk=None)
     return largest([0.25 * rank, -float(rank)], torch.device("cpu")), metrics
 
 

@@ -56,7 +56,7 @@ def run(job: TrainJob) -> TrainReport:
     check_gpus(job.workers)
     task = _task(job)
     with held(job.run):
-        begin(job.run, _settings(job))
+        begin(job.run, _settings(job), base_commit=task.card.base_commit)
         try:
             with running_ray(job.workers):
                 outcome = fit(task, job.workers)

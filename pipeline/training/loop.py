@@ -140,6 +140,11 @@ class _Run:
         self.first = world()[0] == 0
         torch.manual_seed(self.recipe.mixture.seed)
         self.model, loss = built(self.recipe.model, self.recipe.loss)
+        found, wanted = getattr(self.model, "base_commit", None), task.card.base_commit
+        if found != wanted:
+            raise ConfigError(
+                f"this worker finds {task.card.base} at commit {found}, and the run began with {wanted}: set model.args.revision={wanted}"
+            )
         self.model.load(device)
         if self.recipe.optimisation.compile is not None:
             _compile(self.model, self.recipe.optimisation.compile)

@@ -60,6 +60,11 @@ class TrainOpenClip:
         self._tokenizer: Any = None
         self._lock = threading.Lock()
 
+    @property
+    def base_commit(self) -> str | None:
+        """Of the hub's repository that is begun with; None for a folder."""
+        return self._found.repo[1] if self._found.repo else None
+
     def load(self, device: torch.device) -> None:
         """Load the weights, and freeze what is not trained. Raises ConfigError if nothing would be trained, or a tower has no such groups."""
         model, self._tokenizer = load_open_clip(self._found, self._cache_dir)

@@ -27,18 +27,20 @@ from pipeline.vlm.card import Card, DataSource
 
 log = logging.getLogger(__name__)
 
-SETTINGS, REPORT, LOCK = "job.json", "report.json", ".lock"
-"""What a run began with, what came of it, and who works on it, in its folder."""
+SETTINGS, BASE, REPORT, LOCK = "job.json", "base.json", "report.json", ".lock"
+"""What a run began with, and with which commit of its base model, what came of it, and who works on it, in its folder."""
 
 
 FREE = (
     "choice.bad_image",
+    "model.args.revision",
     "model.args.gradient_checkpointing",
     "optimisation.chunk",
     "optimisation.compile",
     *(f"watching.{name}" for name in ("log_every", "log_rows", "checkpoint_every", "evaluate_every", "patience", "notice_every")),
 )
-"""Settings that decide no batch and no gradient of rows that can be used: they may change while a run is under way."""
+"""Settings that decide no batch and no gradient of rows that can be used: they may change while a run is under way. Of the base model the commit
+counts, which a revision stands for."""
 
 
 class RunAt(Model):
@@ -111,7 +113,7 @@ def finished(at: RunAt, settings: dict[str, Any]) -> TrainReport | None:
     before, now = flat(json.loads((folder / SETTINGS).read_text())), flat(json.loads(json.dumps(settings)))
     changed = sorted(name for name in {*before, *now}.difference(FREE) if before.get(name) != now.get(name))
     # Before the first checkpoint nothing depends on them yet: a setting that was wrong may be mended.
-    if changed and any(path.is_dir() for path in folder.glob("checkpoint_*")):
+    if changed and _has_checkpoint(folder):
         was, asked = (values.get(changed[0]) for values in (before, now))
         raise ConfigError(
             f"{folder} is a run that began with {changed[0]}={was!r}, not {asked!r}; go on with what it began with, or give another run.name"
@@ -143,6 +145,8 @@ def task_of(
         check_tensorboard()
     # Built here for their errors alone; neither loads weights.
     model, _ = built(recipe.model, recipe.loss)
+    base, base_commit = str(recipe.model.args.get("model", recipe.model.target)), getattr(model, "base_commit", None)
+    _check_base(at.place, base, base_commit)
     parts = tuple(Part(prepare(dataset, at.prepared_at), dataset.weight) for dataset in data)
     held = tuple(prepare(dataset, at.prepared_at) for dataset in held_out)
     check_kinds(model, [*(part.prepared for part in parts), *held])
@@ -151,14 +155,14 @@ def task_of(
     plan = plan_of(parts, recipe.mixture)
     steps = recipe.optimisation.steps or plan.steps(recipe.optimisation.epochs)
     sources = tuple(DataSource(name=part.prepared.name, rows=part.prepared.num_rows()) for part in parts)
-    base = str(recipe.model.args.get("model", recipe.model.target))
+    card = Card(name=at.name, base=base, base_commit=base_commit, base_licence=at.base_licence, data=sources, settings=settings, instructions=told)
     return Task(
         recipe=recipe,
         parts=parts,
         held_out=held,
         steps=steps,
         folder=str(at.place),
-        card=Card(name=at.name, base=base, base_licence=at.base_licence, data=sources, settings=settings, instructions=told),
+        card=card,
         facts=Facts(at.name, steps, recipe.mixture.batch_size, _data_facts(plan, parts, held), settings),
         tensorboard=at.tensorboard,
         feeding=feeding,
@@ -194,8 +198,25 @@ def _data_facts(plan: Plan, parts: Sequence[Part], held_out: Sequence[Prepared])
     return (*trained, *(DataFacts(data.name, data.num_rows(), data.rejected(), None, seen.get(data.name, {})) for data in held_out))
 
 
-def begin(at: RunAt, settings: dict[str, Any]) -> None:
+def _has_checkpoint(folder: Path) -> bool:
+    return any(path.is_dir() for path in folder.glob("checkpoint_*"))
+
+
+def _check_base(folder: Path, base: str, commit: str | None) -> None:
+    """Raises ConfigError if the run's checkpoints are of another commit of its base: frozen weights are not in them."""
+    if not (folder / BASE).is_file() or not _has_checkpoint(folder):
+        return
+    before = json.loads((folder / BASE).read_text())["commit"]
+    if before is not None and commit != before:
+        raise ConfigError(
+            f"{folder} began with {base} at commit {before}, and that name now stands for {commit or 'a folder'}; "
+            f"set model.args.revision={before}, or give another run.name"
+        )
+
+
+def begin(at: RunAt, settings: dict[str, Any], *, base_commit: str | None) -> None:
     """Keep what the run begins with. It must be held."""
+    _write(at.place / BASE, {"commit": base_commit})
     _write(at.place / SETTINGS, settings)
 
 

@@ -72,6 +72,11 @@ class TrainSentence:
         self._whole: nn.Module | None = None
         self._skipped = lru_cache(maxsize=1024)(self._count)
 
+    @property
+    def base_commit(self) -> str | None:
+        """Of the hub's repository that is begun with; None for a folder."""
+        return self._source.commit
+
     def load(self, device: torch.device) -> None:
         """Load the weights, add the adapter, and freeze what is not trained. Raises ConfigError if nothing would be trained."""
         model = load_model(self._source, self._layout, max_tokens=self._max_tokens, dtype=self._dtype, device=str(device))

@@ -20,9 +20,10 @@ from pipeline.vlm.card import Card
 class Trainable(Protocol):
     """A model while it is trained.
 
-    Two methods are optional, and looked for by name. `learn_at(cuts: pipeline.training.matryoshka.Cuts)`, which a loss over several layers or
+    Three things are optional, and looked for by name. `learn_at(cuts: pipeline.training.matryoshka.Cuts)`, which a loss over several layers or
     widths needs. It comes before `load`; `embed` then gives a tuple of vectors where the cuts name layers, and `save` says what was trained.
     `check(told: Told)` raises ConfigError for a kind of message that the model cannot take; before `load`, for one of each kind that is in the data.
+    `base_commit: str | None`, known before `load`: of a repository that is begun with; all workers of a run must have the same.
     """
 
     def load(self, device: torch.device) -> None:

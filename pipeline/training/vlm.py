@@ -99,6 +99,11 @@ class TrainVlm:
             raise ConfigError(f"a multi-layer head reads all {layers[-1]} layers at once and cannot be trained at layers {list(layers[:-1])} too")
         self._spec = self._spec.model_copy(update={"layers": layers, "widths": widths})
 
+    @property
+    def base_commit(self) -> str | None:
+        """Of the hub's repository that is begun with; None for a folder."""
+        return self._base.source.commit
+
     def load(self, device: torch.device) -> None:
         """Load the weights, add the adapter, and freeze what is not trained. Raises ConfigError if nothing would be trained."""
         backbone = load_backbone(self._base, self._preparer, dtype=self._spec.dtype, device=str(device))

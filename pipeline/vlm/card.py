@@ -33,6 +33,8 @@ class Card(Model):
     """Of the encoder."""
     base: str
     """The model that was begun with: its name on the hub, or another name."""
+    base_commit: str | None = None
+    """Of `base` on the hub; null if it was a folder."""
     base_licence: str | None = None
     """Its identifier on the hub, such as apache-2.0; null says unknown."""
     data: tuple[DataSource, ...] = ()
@@ -56,7 +58,7 @@ class Card(Model):
         """What a table keeps of the run that made an encoder: all but metrics and pictures; empty if nothing was trained."""
         if not self.data:
             return {}
-        values = self.model_dump(mode="json", include={"base", "base_licence", "data", "settings"})
+        values = self.model_dump(mode="json", include={"base", "base_commit", "base_licence", "data", "settings"})
         return {"run": self.name, **values}
 
 
@@ -65,7 +67,7 @@ def card_text(card: Card, spec: EncoderSpec, *, sentence_transformers: str | Non
     sections = [
         f"---\n{_front_matter(card, spec, loads=sentence_transformers is None)}---\n\n# {card.name}\n",
         f"An embedding encoder of {', '.join(_takes(spec))} that Tessera saved. Fingerprint: `{spec.fingerprint or UNKNOWN}`.\n",
-        f"## Base and licence\n\n{card.base}, licence: {card.base_licence or UNKNOWN}.\n",
+        f"## Base and licence\n\n{_base(card)}, licence: {card.base_licence or UNKNOWN}.\n",
         _data(card),
         _instructions(card),
         _table("Settings", ("setting", "value"), [*_flat(card.settings).items(), *_made(spec).items()]),
@@ -88,7 +90,7 @@ def folder_card_text(card: Card, kind: str, made: dict[str, Any]) -> str:
     sections = [
         f"---\n{yaml.safe_dump(front | base, sort_keys=False, allow_unicode=True)}---\n\n# {card.name}\n",
         f"An embedding encoder of {takes} that Tessera saved.\n",
-        f"## Base and licence\n\n{card.base}, licence: {card.base_licence or UNKNOWN}.\n",
+        f"## Base and licence\n\n{_base(card)}, licence: {card.base_licence or UNKNOWN}.\n",
         _data(card),
         _instructions(card),
         _table("Settings", ("setting", "value"), [*_flat(card.settings).items(), *_flat(made).items()]),
@@ -97,6 +99,10 @@ def folder_card_text(card: Card, kind: str, made: dict[str, Any]) -> str:
         f"## Use\n\nIn a job file of Tessera:\n\n```yaml\n{job}```\n\nIn Python, the same vectors once they are normalised: `{use}`.\n",
     ]
     return "\n".join(section for section in sections if section)
+
+
+def _base(card: Card) -> str:
+    return card.base if card.base_commit is None else f"{card.base} at commit {card.base_commit}"
 
 
 def _instructions(card: Card) -> str:

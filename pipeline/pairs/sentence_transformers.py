@@ -20,6 +20,10 @@ LABELS = ("label", "labels", "score", "scores")
 LEFTOVER = re.compile(r"(^|_)(id|ids|idx|index|uuid|hash)(_|$)|^[a-z]*id$|^__", re.IGNORECASE)
 
 
+NAMED = (re.compile(r"anchor|query|question"), re.compile(r"positive|answer"), re.compile(r"negative(_\d+)?"))
+"""Names that say what a column is: the first, the second, and any after these."""
+
+
 class SentenceTransformers:
     """Pairs in the columns of a sentence-transformers data set: Parquet, JSON Lines, or what `save_to_disk` wrote."""
 
@@ -65,8 +69,19 @@ class SentenceTransformers:
                     f"{self.source}: {', '.join(map(repr, leftover))} would be an input, as every column is; name it in `ignore` if it is none, "
                     f"or name the inputs in order: columns: [{', '.join(name for name in self._inputs if name not in leftover)}]"
                 )
+            self._check_order()
         self._check_shape()
         return found
+
+    def _check_order(self) -> None:
+        """Raises ConfigError where a column's name says another place than it has: keys of JSON come in any order."""
+        said = {name: place for name in self._inputs for place, named in enumerate(NAMED) if named.fullmatch(name)}
+        if any(place != min(self._inputs.index(name), 2) for name, place in said.items()):
+            ordered = sorted(self._inputs, key=lambda name: said.get(name, 1.5))
+            raise ConfigError(
+                f"{self.source} has its columns in the order {', '.join(self._inputs)}, which counts, and their names say another; name the inputs "
+                f"in their order, perhaps columns: [{', '.join(ordered)}]"
+            )
 
     def _check_shape(self) -> None:
         num = len(self._inputs)

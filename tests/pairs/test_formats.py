@@ -192,6 +192,31 @@ def test_a_saved_hugging_face_dataset_is_read(tmp_path):
     assert found[-1]["uri"].endswith("#2499")
 
 
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["positive", "anchor"], "anchor, positive"),
+        (["negative_1", "anchor", "positive", "negative_2"], "anchor, positive, negative_1, negative_2"),
+        (["question", "context", "answer"], "question, answer, context"),
+    ],
+)
+def test_columns_whose_names_say_another_order_than_they_have_are_refused(tmp_path, names, wanted):
+    """Keys of JSON come in any order, and a column called negative was trained on as a query, as sentence-transformers would."""
+    path = jsonl(tmp_path / "x.jsonl", [{name: name for name in names}])
+    with pytest.raises(ConfigError, match=rf"in the order {', '.join(names)}, .*columns: \[{wanted}\]"):
+        SentenceTransformers(path).list()
+    (row,) = rows(SentenceTransformers(path, columns=wanted.split(", ")))
+    assert row["query"]["text"] == wanted.split(", ")[0]
+
+
+@pytest.mark.parametrize(
+    "names", [["anchor", "positive", "negative_2", "negative_1"], ["query", "answer"], ["question", "passage", "negative"], ["a", "b"]]
+)
+def test_columns_of_usual_names_are_taken_in_their_order(tmp_path, names):
+    (row,) = rows(SentenceTransformers(jsonl(tmp_path / "x.jsonl", [{name: name for name in names}])))
+    assert [row["query"]["text"], row["positives"][0]["text"], *(each["text"] for each in row["negatives"])] == names
+
+
 @pytest.mark.parametrize("name", ["id", "query_id", "docid", "idx", "__index_level_0__"])
 def test_a_leftover_id_column_must_be_named(tmp_path, name):
     path = parquet(tmp_path / "x.parquet", [{name: "7", "anchor": "q", "positive": "d"}])

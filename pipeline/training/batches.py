@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pydantic
 import torch
 
 from pipeline import media, storage
@@ -26,7 +27,7 @@ class Choice(Model):
     """What is taken of a row that has more than a step needs, and what becomes of a row that cannot be used."""
 
     seed: int = 0
-    max_negatives: int | None = None
+    max_negatives: int | None = pydantic.Field(default=None, ge=0)
     """Negatives of a row, drawn anew each epoch; null: all."""
     teacher_scores: bool = False
     """Whether the loss wants a teacher's scores: then every row must have them."""

@@ -20,7 +20,7 @@ from pipeline.training.journal import Journal
 from pipeline.training.loop import JOURNAL, Outcome, Recipe, Task
 from pipeline.training.page import PAGE, DataFacts, Facts, flat, write_page
 from pipeline.training.plan import Plan
-from pipeline.training.scan import check_kinds, overlaps
+from pipeline.training.scan import check_kinds, check_negatives, overlaps
 from pipeline.training.settings import Feeding, Workers
 from pipeline.training.trainable import built
 from pipeline.vlm.card import Card, DataSource
@@ -150,6 +150,7 @@ def task_of(
     parts = tuple(Part(prepare(dataset, at.prepared_at), dataset.weight) for dataset in data)
     held = tuple(prepare(dataset, at.prepared_at) for dataset in held_out)
     check_kinds(model, [*(part.prepared for part in parts), *held])
+    check_negatives(recipe.choice, [part.prepared for part in parts])
     told = _instructions([part.prepared for part in parts])
     _warn_of(told, _instructions(held))
     plan = plan_of(parts, recipe.mixture)

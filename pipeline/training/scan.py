@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipeline.config import ConfigError
 from pipeline.pairs.prepared import Prepared
-from pipeline.training.batches import Told
+from pipeline.training.batches import Choice, Told
 from pipeline.training.trainable import Trainable
 from pipeline.vlm.message import Message
 
@@ -27,6 +28,17 @@ def check_kinds(model: Trainable, data: Sequence[Prepared]) -> None:
             _, *words = kind.split()
             images = (PIXEL,) * (2 if "images" in words else "image" in words)
             check(Told(Message(TEXT if "text" in words else "", images), TOLD if "told" in words else "", uri))
+
+
+def check_negatives(choice: Choice, data: Sequence[Prepared]) -> None:
+    """Raises ConfigError if rows that are compared with their own negatives alone may have none."""
+    for each in data if choice.max_negatives == 0 else ():
+        num = each.open().count_rows(filter="in_batch_negatives = false")
+        if num:
+            raise ConfigError(
+                f"choice.max_negatives=0 leaves {num} rows of {each.name!r} nothing to be compared with, as in-batch negatives are off there; "
+                "raise it, or turn in_batch_negatives on"
+            )
 
 
 def overlaps(data: Sequence[Prepared], held_out: Sequence[Prepared]) -> dict[str, dict[str, int]]:

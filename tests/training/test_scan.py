@@ -1,11 +1,13 @@
 """What is seen of the data before weights are loaded."""
 
+import pydantic
 import pytest
 
 from jobs.train import TrainJob, _task
 from pipeline.config import ConfigError, Ref
 from pipeline.pairs.prepare import Dataset, prepare
-from pipeline.training.scan import overlaps
+from pipeline.training.batches import Choice
+from pipeline.training.scan import check_negatives, overlaps
 from pipeline.training.sentence import TrainSentence
 from tests.encoders.models import save_bert
 from tests.pairs.writing import jsonl, picture
@@ -56,3 +58,12 @@ def test_held_out_rows_that_are_trained_on_are_counted_over_all_data_sets(tmp_pa
     assert overlaps([one, two], [held, clean]) == {"held": {"queries": 2, "documents": 2}}
     assert "2 of 3 held-out queries of held are trained on too" in caplog.text and "clean" not in caplog.text
     assert overlaps([one], []) == {}
+
+
+def test_rows_that_would_have_nothing_to_be_compared_with_are_refused_before_work_starts(tmp_path):
+    data = prepared(tmp_path, "x", [{"qry": "q", "pos_text": "d", "neg_text": "n"}], in_batch_negatives=False)
+    check_negatives(Choice(max_negatives=1), [data])
+    with pytest.raises(ConfigError, match="max_negatives=0 leaves 1 rows of 'x' nothing"):
+        check_negatives(Choice(max_negatives=0), [data])
+    with pytest.raises(pydantic.ValidationError, match="greater than or equal to 0"):
+        Choice(max_negatives=-1)

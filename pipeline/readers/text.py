@@ -125,7 +125,7 @@ def _decoded(data: bytes | BadItem | None) -> str | BadItem:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return BadItem("bad_row", f"not UTF-8 text: {error}")
+        return BadItem("bad_row", f"not UTF-8 text, convert it: {error}")
     return text if text.strip() else BadItem("empty", f"{len(data)} bytes and no word")
 
 

@@ -5,6 +5,7 @@ several endings. Planning reads the headers of every new shard; where a store ca
 """
 
 import glob
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, nearest
 from pipeline.media import BadItem
-from pipeline.readers import lines, rows, slices
+from pipeline.readers import images, lines, rows, slices
 from pipeline.readers.identity import salted
 from pipeline.readers.kinds import declared
 from pipeline.readers.lines import BEGIN, Start, Starts
@@ -30,6 +31,9 @@ BATCH_BYTES = 32 * 2**20
 ASKED_AT_ONCE = 16
 MANY = 8
 MAX_MEMBER_BYTES = 64 * 2**20
+IMAGES = "jpg;png;jpeg;webp"
+LOOKED_AT = 16
+"""Samples of the first shard that show whether the endings that were named are there."""
 
 
 class Sample(NamedTuple):
@@ -58,7 +62,7 @@ class WebDataset:
         self,
         uri: str | Sequence[str],
         *,
-        image: str | None = "jpg;png;jpeg;webp",
+        image: str | None = IMAGES,
         text: str | None = "txt",
         json_field: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -90,7 +94,7 @@ class WebDataset:
         self._starts: Starts = {}
 
     def list(self) -> pa.Table:
-        """The shards. Raises ConfigError naming the first that a brace expression promises and is not there."""
+        """The shards. Raises ConfigError naming the first that a brace expression promises and is not there, or an ending that no sample has."""
         places = [self.uri] if isinstance(self.uri, str) else self.uri
         sources = [part for place in places for part in place.split("::")]
         if self.weights is not None:
@@ -101,8 +105,34 @@ class WebDataset:
         owners = {unit: number for number, table in reversed([*enumerate(tables)]) for unit in table["unit"].to_pylist()}
         mine = [pc.equal(pa.array([owners[unit] for unit in table["unit"].to_pylist()]), number) for number, table in enumerate(tables)]
         found = pa.concat_tables([table.filter(first) for table, first in zip(tables, mine, strict=True)]).sort_by("unit")
+        self._check_names(found["unit"].to_pylist())
         listing = rows.containers(found, self.columns.digest(self.images, self.text, self.json_field))
         return listing if self.weights is None else mixed(listing, owners, self.weights)
+
+    def _check_names(self, units: Sequence[str]) -> None:
+        """Raise ConfigError if the first shard that can be read shows that a name is wrong. Else all would be embedded without that member.
+
+        A default that is not there is taken for a wrong one only if there are images of other endings.
+        """
+        samples = next(filter(None, map(self._first_samples, units)), [])
+        found = sorted({ending for sample in samples for ending in sample.members})
+        pictures = any(f".{ending}" in images.SUFFIXES for ending in found)
+        if self.images and (pictures or self.images != IMAGES.split(";")):
+            _check_endings("image", self.images, found)
+        if self.text not in (None, "txt") and not self.json_field:
+            _check_endings("text", [str(self.text)], found)
+        objects = [fields for sample in samples if (fields := _object(sample.members.get("json")))]
+        if self.json_field and objects and not any(self.json_field in fields for fields in objects):
+            keys = list(objects[0])
+            raise ConfigError(f"no .json has a key {self.json_field!r}{nearest(self.json_field, keys)}; it has {', '.join(map(repr, keys))}")
+
+    def _first_samples(self, unit: str) -> Sequence[Sample]:
+        try:
+            with lines.opened(unit, self.storage_options) as file:
+                samples = itertools.islice(_grouped(_members(file, {"json"})), LOOKED_AT)
+                return [sample for sample in samples if not sample.fault]
+        except (FileNotFoundError, PermissionError):
+            return []
 
     def _shards(self, source: str) -> pa.Table:
         """What is at the URIs that a source stands for."""
@@ -237,6 +267,21 @@ def _members(file: IO[bytes], endings: set[str]) -> Iterator[Member]:
                 raise tarfile.ReadError(f"damaged header at byte {end}")
     except (tarfile.TarError, *lines.DAMAGE) as error:
         yield Member(key, "", None, end, BadItem("unreadable", f"the rest of the shard cannot be read: {error}"))
+
+
+def _check_endings(name: str, endings: Sequence[str], found: Sequence[str]) -> None:
+    if found and not set(endings) & set(found):
+        have = ", ".join(f".{ending}" for ending in found)
+        raise ConfigError(f"no sample has a member .{' or .'.join(endings)}; they have {have}; correct `{name}`, or set it to null")
+
+
+def _object(data: bytes | BadItem | None) -> dict[str, Any]:
+    """The object in a .json; empty if there is none."""
+    try:
+        fields = json.loads(data) if isinstance(data, bytes) else {}
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _is_utf8(name: str) -> bool:

@@ -73,7 +73,7 @@ class TableAt(Model):
             if self.name in names:
                 raise ConfigError(f"{self.path()} is a folder without a table in it; run the embed job, which makes one there, or correct table.name")
             there = f"{nearest(self.name, names)}; it has {', '.join(names)}" if names else ""
-            raise ConfigError(f"there is no table {self.name!r} in {self.uri}{there}; run the embed job first, or correct table.uri and table.name")
+            raise ConfigError(f"there is no table {self.name!r} in {self.uri}{there}; run the embed job first, or correct uri and name")
         return dataset
 
     def neighbours(self) -> list[str]:

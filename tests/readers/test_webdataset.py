@@ -48,6 +48,23 @@ def test_members_of_one_key_are_one_item(tmp_path):
     assert [row["image"] for row in read_all(WebDataset(str(tmp_path / "s.tar"), image="webp;png"))][1] == b"B"
 
 
+def test_an_ending_that_no_sample_has_is_named(tmp_path):
+    """Every sample was embedded without its image, or without its text."""
+    (tmp_path / "0.tar").write_bytes(b"damaged" * 200)
+    shard(tmp_path / "1.tar", [("a.tif", b"A"), ("a.txt", b"one"), ("a.json", b'{"caption": "uno"}')])
+    with pytest.raises(ConfigError, match=r"no sample has a member \.jgp; they have \.json, \.tif, \.txt; correct `image`, or set it to null"):
+        WebDataset(str(tmp_path), image="jgp").list()
+    with pytest.raises(ConfigError, match=r"no sample has a member \.jpg or .*; they have"):
+        WebDataset(str(tmp_path)).list()
+    with pytest.raises(ConfigError, match=r"no sample has a member \.cap; .* correct `text`"):
+        WebDataset(str(tmp_path), image="tif", text="cap").list()
+    with pytest.raises(ConfigError, match=r"no \.json has a key 'captoin'; did you mean 'caption'\?"):
+        WebDataset(str(tmp_path), image=None, json_field="captoin").list()
+    assert [row["text"] for row in read_all(WebDataset(str(tmp_path), image="tif;jpg"))][1:] == ["one"]
+    shard(tmp_path / "1.tar", [("a.txt", b"one")])
+    assert WebDataset(str(tmp_path)).list().num_rows == 2
+
+
 def test_the_samples_are_those_of_the_webdataset_package(tmp_path):
     shard(tmp_path / "s.tar", samples(50))
     theirs = [(s["jpg"], s["txt"].decode(), json.loads(s["json"])["n"]) for s in webdataset.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False)]

@@ -1,7 +1,7 @@
-"""Say what is true of a table, and what is wrong with it; mend that with repair=true.
+"""Say what is true of a table, and what is wrong with it; mend that with --repair.
 
     tessera verify jobs/verify.yaml table.uri=vectors
-    tessera verify jobs/verify.yaml table.uri=vectors repair=true
+    tessera verify jobs/verify.yaml table.uri=vectors --repair
 
 Exit status 1 if anything is wrong. Safe beside a running job. With `source` the table is compared with what the source lists.
 """
@@ -70,7 +70,7 @@ class VerifyReport(Model):
 
 
 def plan(job: VerifyJob) -> dict[str, Any]:
-    """What repair=true would do, without doing it."""
+    """What --repair would do, without doing it."""
     report = _report(job.model_copy(update={"repair": False}))
     mendable = {finding.code: {"count": finding.count, "does": finding.repair} for finding in report.findings if finding.repair}
     return {"job": "verify", "table": report.table, "repair": mendable}

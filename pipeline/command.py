@@ -19,7 +19,7 @@ from pipeline.config import ConfigError, JobFailed, Model, T, load, nearest, ref
 from pipeline.keys import arguments, keys
 from pipeline.redact import without_secrets
 
-USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] [{flags}]
+USAGE = """usage: {command} [JOB.yaml] [key.sub=value ...] {switches}[{flags}]
 
 {doc}
 
@@ -47,7 +47,8 @@ def main(model: type[T], run: Callable[[T], Any], *, plan: Callable[[T], Any] | 
     if {"-h", "--help"} & set(given):
         doc = inspect.getdoc(sys.modules[run.__module__]) or ""
         flags, told = ("--check", "") if plan is None else ("--check | --plan", PLAN)
-        print(USAGE.format(command=f"tessera {Path(sys.argv[0]).stem}", doc=doc, flags=flags, plan=told))
+        switches = "".join(f"[{switch}] " for switch in _switches(model))
+        print(USAGE.format(command=f"tessera {Path(sys.argv[0]).stem}", doc=doc, switches=switches, flags=flags, plan=told))
         raise SystemExit(0)
     if "--keys" in given:
         raise SystemExit(_print_keys(model, [name for name in given if name != "--keys" and "=" not in name and not name.endswith(YAML)]))
@@ -116,11 +117,13 @@ def _run(
 
 
 def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | None, arguments: list[str]) -> tuple[T, Callable[[T], Any]]:
+    switches = _switches(model)
+    arguments = [switches.get(argument, argument) for argument in arguments]
     flags = [a for a in arguments if a.startswith("--")]
     unknown = [f for f in flags if f not in ("--check", "--plan")]
     if unknown:
         raise ConfigError(
-            f"unknown option {unknown[0]}{nearest(unknown[0], ['--check', '--plan', '--keys', '--help'])}; settings are given as key=value"
+            f"unknown option {unknown[0]}{nearest(unknown[0], [*switches, '--check', '--plan', '--keys', '--help'])}; settings are given as key=value"
         )
     plain = [a for a in arguments if not a.startswith("--")]
     files, overrides = [a for a in plain if _is_path(a)], [a for a in plain if not _is_path(a)]
@@ -136,6 +139,11 @@ def _parse(model: type[T], run: Callable[[T], Any], plan: Callable[[T], Any] | N
             raise ConfigError("this job has no --plan; use --check")
         return job, plan
     return job, run
+
+
+def _switches(model: type[Model]) -> dict[str, str]:
+    """Options that stand for a setting: `--repair` for `repair=true`, of every key that is true or false."""
+    return {f"--{name}": f"{name}=true" for name, entry in model.model_fields.items() if entry.annotation is bool}
 
 
 def _is_path(argument: str) -> bool:

@@ -7,7 +7,7 @@ from pipeline.config import Model
 
 MAX_EXAMPLES = 5
 
-AGAIN = "run `tessera verify` with repair=true"
+AGAIN = "run `tessera verify` with --repair"
 REEMBED = f"{AGAIN}, then the embed job"
 
 
@@ -18,7 +18,7 @@ class Kind(NamedTuple):
     what: str
     do: str
     repair: str | None = None
-    """What repair=true does; None if nothing can be done without inventing data."""
+    """What a repair does; None if nothing can be done without inventing data."""
 
 
 _DELETES = "deletes these rows; the next embed run makes them again"
@@ -131,7 +131,7 @@ class Finding(Model):
     examples: list[str]
     do: str
     repair: str | None
-    """What repair=true does about it; null if it does nothing."""
+    """What a repair does about it; null if it does nothing."""
 
     def __str__(self) -> str:
         examples = f" [{', '.join(self.examples)}]" if self.examples else ""

@@ -1,5 +1,6 @@
 """The console command: lists the jobs, runs the one that is named, is quick, and imports nothing else."""
 
+import json
 import subprocess
 import sys
 import time
@@ -58,3 +59,11 @@ def test_the_named_job_gets_the_other_arguments():
 
 def test_every_job_says_in_its_first_line_what_it_does():
     assert all(line.endswith(".") for line in command.jobs().values()), command.jobs()
+
+
+def test_a_setting_that_is_true_or_false_is_an_option_too():
+    assert "[--repair]" in tessera("verify", "--help").stdout
+    assert "[--repair]" not in tessera("embed", "--help").stdout
+    checked = tessera("verify", "table.uri=x", "table.name=t", "--repair", "--check")
+    assert json.loads(checked.stdout)["repair"] is True
+    assert "did you mean '--repair'?" in tessera("verify", "--repare").stderr

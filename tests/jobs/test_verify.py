@@ -63,7 +63,7 @@ def test_the_command_says_what_is_wrong_and_mends_it(cluster, tmp_path, texts):
     assert set(json.loads(tessera("verify", *here, "--plan").stdout)["repair"]) == {"duplicate_ids", "zero_vectors"}
     assert at.require().count_rows() == 31, "a plan changes nothing"
 
-    mended = tessera("verify", *here, "repair=true")
+    mended = tessera("verify", *here, "--repair")
     report = json.loads(mended.stdout)
     assert (mended.returncode, report["wrong"], len(report["before"]), report["facts"]["rows"]) == (0, 0, 2, 29)
     assert {entry["code"]: entry["count"] for entry in report["repaired"]} == {"duplicate_ids": 1, "zero_vectors": 1}

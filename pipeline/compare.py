@@ -108,7 +108,9 @@ def _against_listing(prepared: Prepared) -> tuple[Comparison, list[Finding]]:
 
 def _embed_again(prepared: Prepared, sample: int) -> tuple[dict[str, float], list[str]]:
     """Cosines of the table's vectors and new ones, by id, and ids that gave no vector. Items whose version is another are passed over."""
-    items = pa.concat_tables(_sampled(prepared.reader, prepared.plan.listing, sample)).slice(0, sample).combine_chunks()
+    items = pa.concat_tables([ITEM.empty_table(), *_sampled(prepared.reader, prepared.plan.listing, sample)]).slice(0, sample).combine_chunks()
+    if items.num_rows == 0:
+        return {}, []
     rows = prepared.table.require().to_table(columns=["id", "_version", "vector"], filter=id_predicate(items["id"].to_pylist()))
     held = {(row["id"], row["_version"]): row["vector"] for row in rows.to_pylist()}
     keys = list(zip(items["id"].to_pylist(), items["version"].to_pylist(), strict=True))
@@ -136,11 +138,14 @@ def _sampled(reader: Reader, listing: pa.Table, sample: int) -> Iterator[pa.Tabl
         chosen = _evenly(slices, min(sample, SAMPLED_CONTAINERS))
         works, each = [chosen.slice(index, 1) for index in range(chosen.num_rows)], -(-sample // chosen.num_rows)
     for work in works:
-        yield _evenly(pa.concat_tables(table.select(ITEM.names) for table in reader.read(work)), each)
+        read = [table.select(ITEM.names).cast(ITEM) for table in reader.read(work)]
+        yield _evenly(pa.concat_tables([ITEM.empty_table(), *read]), each)
 
 
 def _evenly(rows: pa.Table, count: int) -> pa.Table:
     """`count` rows of a table at equal distances, or all if there are fewer."""
+    if rows.num_rows == 0:
+        return rows
     return rows.take(pa.array(np.unique(np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows)).astype(np.int64))))
 
 

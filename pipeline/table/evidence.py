@@ -18,7 +18,7 @@ from pipeline.known import hash64
 from pipeline.table.at import TableAt, fingerprint_of
 from pipeline.table.contents import id_predicate, newest_notes, unit_states
 from pipeline.table.files import Files, present_files, sort_files
-from pipeline.table.scan import Scan, Unreadable, null_counts, pair64, readable, scan
+from pipeline.table.scan import Scan, Unreadable, missing_columns, null_counts, pair64, readable, scan
 from pipeline.table.stage import Receipt, Staging
 from schemas.rejects import REJECT
 
@@ -76,6 +76,7 @@ def look(at: TableAt) -> Evidence:
     candidates = rejects.filter(pa.array([reason != "duplicate_id" for reason in rejects["reason"].to_pylist()], pa.bool_()))
     wanted = np.concatenate([*(_pairs(receipt) for receipt in receipts), _reject_pairs(candidates)])
     found, broken = _scan(dataset, wanted)
+    whole = not broken and not missing_columns(dataset)
     return Evidence(
         dataset=dataset,
         fingerprint=fingerprint,
@@ -84,7 +85,7 @@ def look(at: TableAt) -> Evidence:
         nulls={} if broken else null_counts(dataset),
         runs=read_runs(at),
         notes=notes,
-        doubted=[] if broken else doubted_notes(dataset, notes),
+        doubted=doubted_notes(dataset, notes) if whole else [],
         receipts=receipts,
         dead=_dead(at, receipts, found.met, fingerprint),
         rejects=rejects,

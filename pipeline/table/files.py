@@ -43,6 +43,8 @@ class Files:
     """Bytes of rows that were staged and not committed."""
     loose: list[File]
     """Files that nothing refers to, oldest first."""
+    strange: bool
+    """Whether the newest version has rows and refers to no data file of the table's folder: then the files cannot be told apart."""
     missing: list[str]
     """Files that the newest version refers to, and that are not there."""
 
@@ -67,14 +69,17 @@ def sort_files(dataset: lance.LanceDataset, present: dict[str, File], receipts: 
             (newest if row["version"] == dataset.version else older).add(row["path"])
     staged = {f"data/{path}" for receipt in receipts for path in receipt.files()} - newest - older
     referred = newest | older | staged
+    # If Lance gives the table's folder another name than it was opened by, no file seems to be referred to, and none may be deleted.
+    strange = bool(dataset.get_fragments()) and not any(path.startswith("data/") for path in newest)
     # A branch may refer to files of the trunk in manifests of its own, which are not read here.
-    judged = [] if dataset.branches.list() else [file for file in present.values() if file.path.startswith(FOLDERS)]
+    judged = [] if strange or dataset.branches.list() else [file for file in present.values() if file.path.startswith(FOLDERS)]
     loose = [file for file in judged if file.path not in referred]
     return Files(
         live=_bytes(newest, present),
         old=_bytes(older - newest, present),
         staged=_bytes(staged, present),
         loose=sorted(loose, key=lambda file: file.age, reverse=True),
+        strange=strange,
         missing=sorted(path for path in newest if path.startswith(FOLDERS) and path not in present),
     )
 

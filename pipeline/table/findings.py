@@ -103,6 +103,11 @@ KINDS = {
         "younger files that no version refers to: a running job's, or one's that was killed",
         "nothing; they count as orphaned when they are older than orphans_older_than_days",
     ),
+    "unknown_files": Kind(
+        "note",
+        "the table has rows, and none of the data files in its folder seems to belong to them: a shallow clone, or a folder by two names",
+        "open the table by the name that Lance gives it, see lance.dataset(TABLE).tracked_files(); until then no file is judged or deleted",
+    ),
     "small_fragments": Kind("note", "fragments with few rows: every scan opens each of them", "compact the table"),
     "unindexed_rows": Kind(
         "note", "rows that an index does not hold yet; examples are index: rows", "run the index job", "extends these indices; builds and drops none"

@@ -23,7 +23,7 @@ from pipeline.table.contents import id_predicate, newest_notes, quoted
 from pipeline.table.evidence import Evidence, Run, doubted_notes, read_receipts, read_rejects
 from pipeline.table.files import delete_orphans, present_files, sort_files
 from pipeline.table.rejects import forget_rejects
-from pipeline.table.scan import FAULTS, batches, vector_faults
+from pipeline.table.scan import FAULTS, batches, missing_columns, vector_faults
 from pipeline.table.stage import Staging, metadata_of, stage_rows
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ def refusal(at: TableAt, seen: Evidence, max_deleted: float) -> str | None:
     if seen.broken or seen.files.missing:
         broken = [*seen.files.missing, *seen.broken]
         return f"files of {at.path()} are gone or cannot be read, e.g. {broken[0]}; nothing was repaired. Restore them first"
+    if missing := missing_columns(seen.dataset):
+        return f"{at.path()} lacks the columns {', '.join(missing)}; nothing was repaired. Fill another table with the embed job"
     faulty = sum(seen.scan.faults.values())
     if faulty <= max_deleted * seen.scan.rows:
         return None

@@ -75,6 +75,11 @@ def is_vector(kind: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(kind)) and kind.value_type in (pa.float32(), pa.float16())
 
 
+def missing_columns(dataset: lance.LanceDataset) -> list[str]:
+    """Columns that every table of vectors has, and this one lacks."""
+    return [name for name in [*REQUIRED, "_unit"] if name not in dataset.schema.names]
+
+
 def scan(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], wanted: np.ndarray) -> Scan:
     """Read these fragments of a table. `wanted`: `pair64` of items to be looked for."""
     result = Scan()
@@ -84,9 +89,9 @@ def scan(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], want
     with Meter(sum(fragment.count_rows() for fragment in fragments), what="verifying") as meter:
         for batch in batches(dataset, names, fragments):
             _take(batch, result)
-            ids = hash64(batch["id"].drop_null())
+            ids = hash64(batch["id"].drop_null()) if "id" in names else np.empty(0, np.uint64)
             hashes.append(ids)
-            if len(wanted):
+            if len(wanted) and {"id", "_version"} <= set(names):
                 present = batch.filter(batch["id"].is_valid())
                 pairs = pair64(ids, hash64(present["_version"].fill_null("")))
                 met.append(pairs[np.isin(pairs, wanted)])
@@ -121,7 +126,8 @@ def _take(batch: pa.RecordBatch, result: Scan) -> None:
     for fault, mask in vector_faults(batch["vector"]).items():
         result.faults[fault] += int(mask.sum())
         shown = result.examples.setdefault(fault, [])
-        shown += batch["id"].filter(pa.array(mask))[: MAX_EXAMPLES - len(shown)].to_pylist()
+        if "id" in batch.schema.names:
+            shown += batch["id"].filter(pa.array(mask))[: MAX_EXAMPLES - len(shown)].to_pylist()
 
 
 def _duplicates(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], hashes: list[np.ndarray]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pipeline.table.evidence import Evidence, Run, look
 from pipeline.table.files import File
 from pipeline.table.findings import Finding, found, wrong_first
 from pipeline.table.ledger import now
-from pipeline.table.scan import FAULTS, REQUIRED, is_vector
+from pipeline.table.scan import FAULTS, is_vector, missing_columns
 from schemas.vectors import DIM
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,7 @@ def judge(at: TableAt, seen: Evidence, orphan_age: datetime.timedelta) -> list[F
 
 def comparable(seen: Evidence) -> bool:
     """Whether all rows can be read and hold vectors, so that they can be compared with a source."""
-    names = seen.dataset.schema.names
-    return not seen.broken and all(name in names for name in REQUIRED) and is_vector(seen.dataset.schema.field("vector").type)
+    return not seen.broken and not missing_columns(seen.dataset) and is_vector(seen.dataset.schema.field("vector").type)
 
 
 def _facts(at: TableAt, seen: Evidence) -> TableFacts:
@@ -130,7 +129,7 @@ def _dtype(seen: Evidence) -> str:
 def _rows(seen: Evidence) -> list[Finding]:
     result = seen.scan
     nulls = [f"{name}: {count}" for name, count in seen.nulls.items()]
-    missing = [name for name in REQUIRED if name not in seen.dataset.schema.names]
+    missing = missing_columns(seen.dataset)
     return [
         *found("missing_columns", len(missing), missing),
         *found("duplicate_ids", len(result.duplicates), [f"{item}: {count} rows" for item, count in result.duplicates.items()]),
@@ -216,6 +215,7 @@ def _files(seen: Evidence, orphan_age: datetime.timedelta) -> list[Finding]:
     return [
         *found("missing_files", len(files.missing), files.missing),
         *found("unreadable_files", len(unreadable), unreadable),
+        *found("unknown_files", int(files.strange)),
         *found("orphaned_files", len(orphans), _shown(orphans)),
         *found("unreferenced_files", len(young), _shown(young)),
         *found("small_fragments", small if small > MAX_SMALL_FRAGMENTS else 0, [f"of {len(seen.dataset.get_fragments())}"]),

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import lance
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from jobs import embed
 from jobs.verify import VerifyJob, run
 from pipeline import config
-from pipeline.config import ConfigError, JobFailed
+from pipeline.config import ConfigError, JobFailed, Ref
 from pipeline.table.at import TableAt
 from tests.jobs.test_embed import job_of, texts  # noqa: F401
 from tests.jobs.test_embed_s3 import store  # noqa: F401
@@ -119,6 +120,19 @@ def test_containers_are_compared_with_their_source(cluster, tmp_path):
     with pytest.raises(JobFailed) as failed:
         run(verify_job(tmp_path, source=ledgers))
     assert findings(failed.value.report) == {"missing_items": 1, "unread_containers": 1}
+
+
+def test_a_sample_of_containers_without_rows_is_no_error(cluster, tmp_path):
+    """Sampling an empty file raised `must pass at least one table`."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    pq.write_table(pa.table({"id": ["a"], "text": ["row"]}), folder / "a.parquet")
+    rows = {"target": "pipeline.readers.parquet:Parquet", "args": {"uri": str(folder), "id": "id", "text": "text"}}
+    job = job_of(tmp_path, folder)
+    embed.run(job.model_copy(update={"source": Ref.model_validate(rows)}))
+    pq.write_table(pa.table({"id": ["a"], "text": ["row"]}).slice(0, 0), folder / "a.parquet")
+    report = run(verify_job(tmp_path, source=rows, sample=3))
+    assert (report.source.sampled, set(findings(report))) == (0, {"unread_containers"})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -257,9 +257,16 @@ def test_nulls_are_found_where_none_may_be(at):
     assert found(at) == {"null_values": 2}
 
 
-def test_a_missing_column_is_found(at):
-    at.require().drop_columns(["uri"])
-    assert found(at) == {"missing_columns": 1}
+@pytest.mark.parametrize("column", ["id", "uri", "vector", "source", "_unit", "_version", "_chunk", "_run"])
+def test_a_missing_column_is_found_and_nothing_is_repaired(at, column):
+    """Without `id`, `_unit`, `_chunk` or `source` verify ended in a traceback."""
+    append(at, row_of(at, "i03"))
+    at.require().drop_columns([column])
+    put(at, staged_before(at))
+    seen, facts, findings = verify(at, orphan_age=WEEK)
+    assert {finding.code: finding.count for finding in findings}["missing_columns"] == 1
+    assert facts.rows == 40
+    assert f"lacks the columns {column}" in refusal(at, seen, 1.0)
 
 
 def test_more_faulty_rows_than_allowed_are_not_deleted(at):
@@ -322,6 +329,12 @@ def staged(at, ids, *, chunk="late", fingerprint=None):
     new = Staged(fragments, hash64(rows["id"]), hash64(rows["_version"]))
     fingerprint = fingerprint or verify(at, orphan_age=WEEK)[1].encoder.fingerprint
     return Receipt(chunk=chunk, fingerprint=fingerprint, listed=len(ids), new=new)
+
+
+def staged_before(at):
+    """A receipt whose rows are not looked at."""
+    ids = pa.array(["x1", "x2"])
+    return Receipt(chunk="late", listed=2, new=Staged([], hash64(ids), hash64(ids)))
 
 
 def put(at, receipt, *, hours_old=0):
@@ -460,6 +473,20 @@ def test_rows_that_an_index_lacks_are_noted_and_taken_in(at):
     assert found(at) == {"unindexed_rows": 1}
     assert mend(at) == {"unindexed_rows": 1}
     assert found(at) == {}
+
+
+def test_where_no_file_seems_to_belong_to_the_table_none_is_judged_or_deleted(at):
+    """As of a shallow clone. If Lance ever names a table's folder otherwise than it was opened by, all of its files look like orphans."""
+    at.require().shallow_clone(at.path("_clone"), at.require().version)
+    clone = TableAt(uri=at.uri, name="t_clone")
+    (Path(clone.path()) / "data").mkdir(exist_ok=True)
+    kept = Path(clone.path()) / "data" / "kept.lance"
+    kept.write_bytes(b"x")
+    age(kept, days=30)
+    assert found(clone)["unknown_files"] == 1
+    mend(clone)
+    assert kept.exists()
+    assert clone.require().to_table().num_rows == 39
 
 
 # ---- beside other writers ----

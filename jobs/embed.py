@@ -14,7 +14,7 @@ from pipeline.config import JobFailed, Model, Ref
 from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, nothing_to_do, prepare, summary, unchanged_report, workers
 from pipeline.media import Limits
 from pipeline.report import EmbedReport, cause_of, problem_of
-from pipeline.table.ledger import record_run
+from pipeline.table.ledger import COMMITTED, PLANNED, record_run
 
 
 class EmbedJob(Model):
@@ -39,16 +39,17 @@ def run(job: EmbedJob) -> EmbedReport:
     """Bring the table up to date with the source. Raises ConfigError before work starts, JobFailed with the report after."""
     started = time.perf_counter()
     prepared = _prepare(job)
-    problem = None
+    problem: str | None = None
+    committed: dict[str, int] = {}
     if nothing_to_do(prepared, job.sync):
         report = describe(unchanged_report(prepared), prepared)
     else:
-        report, problem = _fill(job, prepared)
+        report, problem, committed = _fill(job, prepared)
     problem = problem or problem_of(report, job.limits)
     report.status = "failed" if problem else "done"
     report.seconds = round(time.perf_counter() - started, 2)
     try:
-        _record(job, prepared, report.status, command.to_plain(report))
+        _record(job, prepared, report.status, command.to_plain(report) | {COMMITTED: committed})
     except Exception as error:  # a full disk, most likely: the report must come out all the same
         problem = problem or f"the run could not be written into the ledger: {cause_of(error)}"
         report.status = "failed"
@@ -61,15 +62,18 @@ def _prepare(job: EmbedJob) -> Prepared:
     return prepare(job.source, job.encoder, job.table, sync=job.sync, chunk_rows=job.compute.chunk_rows)
 
 
-def _fill(job: EmbedJob, prepared: Prepared) -> tuple[EmbedReport, str | None]:
+def _fill(job: EmbedJob, prepared: Prepared) -> tuple[EmbedReport, str | None, dict[str, int]]:
+    """The report, why the run is not complete, and the rows of each chunk that was committed."""
     filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
     with workers(job.compute, wanted=bool(prepared.plan.chunks)) as fit, filling.reporting():
         filling.open()
-        _record(job, prepared, "started", None)
-        filling.adopt(job.compute.chunk_rows)
+        taken = filling.take_over(job.compute.chunk_rows)
+        chunks = [*(receipt.chunk for receipt in taken), *(chunk.id for chunk in prepared.plan.chunks)]
+        _record(job, prepared, "started", {PLANNED: chunks})
+        filling.adopt(taken)
         embed_chunks(filling, fit)
         filling.finish()
-    return filling.close(), filling.problem
+    return filling.close(), filling.problem, dict(filling.committer.chunks) if filling.opened else {}
 
 
 def _record(job: EmbedJob, prepared: Prepared, status: str, report: dict[str, Any] | None) -> None:

@@ -79,10 +79,6 @@ def plan(job: VerifyJob) -> dict[str, Any]:
 def run(job: VerifyJob) -> VerifyReport:
     """Verify, repair if told to, and verify again. Raises JobFailed with the report if anything is wrong at the end."""
     report = _report(job)
-    if report.repaired:
-        config = job.model_dump(mode="json")
-        fingerprint, told = report.facts.encoder.fingerprint, report.model_dump(mode="json")
-        record_run(job.table, run=uuid.uuid4().hex[:16], job="verify", status=report.status, fingerprint=fingerprint, config=config, report=told)
     for finding in report.findings:
         log.warning("%s", finding)
     if any(step.code in COME_BACK for step in report.repaired):
@@ -104,6 +100,8 @@ def _report(job: VerifyJob) -> VerifyReport:
     refused = refusal(job.table, seen, job.max_deleted) if job.repair else None
     if job.repair and refused is None and any(finding.repair for finding in findings):
         before, repaired = findings, repair(job.table, seen, orphan_age=age)
+        if repaired:
+            _record(job, seen.fingerprint, before, repaired)
         seen, facts, findings = verify(job.table, orphan_age=age)
     compared = None
     if job.source and encoder and comparable(seen):
@@ -122,6 +120,13 @@ def _report(job: VerifyJob) -> VerifyReport:
         before=before,
         seconds=round(time.perf_counter() - started, 2),
     )
+
+
+def _record(job: VerifyJob, fingerprint: str, before: list[Finding], repaired: list[Repaired]) -> None:
+    """Write a repair into the ledger at once: the rows that it deleted must not be missed by whoever verifies next."""
+    told = {"before": [each.model_dump() for each in before], "repaired": [each.model_dump() for each in repaired]}
+    config = job.model_dump(mode="json")
+    record_run(job.table, run=uuid.uuid4().hex[:16], job="verify", status="done", fingerprint=fingerprint, config=config, report=told)
 
 
 def _checked(job: VerifyJob) -> Ref | None:

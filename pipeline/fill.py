@@ -212,13 +212,16 @@ class Filling:
             contents=p.contents if p.plan.units else None,
         )
 
-    def adopt(self, chunk_rows: int | None) -> None:
-        """Commit what an earlier run staged."""
+    def take_over(self, chunk_rows: int | None) -> list[Receipt]:
+        """What an earlier run staged, taken out of the plan; `adopt` commits it."""
         p = self.prepared
-        adopted = adopt(p.plan, self.staging, p.contents, fingerprint=p.encoder.fingerprint, source=p.reader.source, chunk_rows=chunk_rows)
-        if adopted:
-            self.settle(adopted)
-            self.report.adopted = sum(receipt.rows for receipt in adopted)
+        return adopt(p.plan, self.staging, p.contents, fingerprint=p.encoder.fingerprint, source=p.reader.source, chunk_rows=chunk_rows)
+
+    def adopt(self, taken: list[Receipt]) -> None:
+        """Commit what an earlier run staged."""
+        if taken:
+            self.settle(taken)
+            self.report.adopted = sum(receipt.rows for receipt in taken)
             log.info("adopted %d items that an earlier run had staged", self.report.adopted)
 
     def take(self, receipts: Iterator[Receipt], *, workers: int) -> None:

@@ -29,7 +29,7 @@ RUN = pa.schema(
         field("at", pa.timestamp("us", tz="UTC"), "when this row was written", nullable=False),
         field("fingerprint", pa.string(), "the encoder's fingerprint"),
         field("config", pa.string(), "the resolved configuration, as JSON; credentials left out", nullable=False),
-        field("report", pa.string(), "the report, as JSON; null while the run has not ended"),
+        field("report", pa.string(), "the report, as JSON; of a run that has not ended only the chunks it planned, or null"),
         field("versions", pa.string(), "versions of Tessera, Python, ray, pylance, lancedb, torch, as JSON", nullable=False),
         field("host", pa.string(), "name of the machine the driver ran on", nullable=False),
     ],

@@ -238,7 +238,7 @@ def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str |
     filling = Filling(prepared, job.encoder, job.limits, job.sync, report.tiles, gate=gate, excused=frozenset({"corrupt_tile"}))
     with filling.reporting():
         filling.open()
-        filling.adopt(None)
+        filling.adopt(filling.take_over(None))
         known = {unit for group in groups for unit in group.units if any(place in contents.units for place in group.places)}
         filling.settle(settled_already(prepared.plan, prepared.reader, contents, sorted(known & _left(prepared.plan))))
         embed_chunks(filling, fit)

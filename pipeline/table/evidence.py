@@ -18,7 +18,8 @@ from pipeline.known import hash64
 from pipeline.table.at import TableAt, fingerprint_of
 from pipeline.table.contents import id_predicate, newest_notes, unit_states
 from pipeline.table.files import Files, present_files, sort_files
-from pipeline.table.scan import Scan, Unreadable, missing_columns, null_counts, pair64, readable, scan
+from pipeline.table.ledger import COMMITTED, PLANNED
+from pipeline.table.scan import FAULTS, Scan, Unreadable, missing_columns, null_counts, pair64, readable, scan
 from pipeline.table.stage import Receipt, Staging
 from schemas.rejects import REJECT
 
@@ -37,6 +38,16 @@ class Run:
     """When its last row was written."""
     rewrote: bool
     """Whether it may have replaced or deleted rows."""
+    deletes: bool
+    """Whether it may delete rows while it is at work."""
+    planned: list[str] | None
+    """Chunks that it planned; None if the ledger does not say."""
+    committed: dict[str, int] | None
+    """Rows of each chunk that it committed; None while it has not ended, or if the ledger does not say."""
+    rows_left: int | None
+    """Rows of the table when it ended; None while it has not."""
+    version_left: int
+    """The table's version then."""
 
 
 @dataclass
@@ -50,6 +61,8 @@ class Evidence:
     """Data files that cannot be read; the counts are without them."""
     nulls: dict[str, int]
     runs: dict[str, Run]
+    repairs: list[tuple[datetime.datetime, int]]
+    """When repairs ended, and how many rows each deleted."""
     notes: dict[tuple[str, str], dict[str, Any]]
     """The newest note (UNIT row) on each container, by source and unit."""
     doubted: list[tuple[str, str]]
@@ -84,6 +97,7 @@ def look(at: TableAt) -> Evidence:
         broken=broken,
         nulls={} if broken else null_counts(dataset),
         runs=read_runs(at),
+        repairs=read_repairs(at),
         notes=notes,
         doubted=doubted_notes(dataset, notes) if whole else [],
         receipts=receipts,
@@ -111,15 +125,40 @@ def read_runs(at: TableAt) -> dict[str, Run]:
     rows = dataset.to_table(filter="job IN ('embed', 'slides')").sort_by("at").to_pylist() if dataset is not None else []
     runs: dict[str, Run] = {}
     for row in rows:
-        report = json.loads(row["report"] or "{}")
-        # A slides run has the embed job's report in its own; it may rewrite rows without embedding any.
-        tiles = report.get("tiles", report)
-        rewrote = row["status"] != "done" or any((tiles.get("replaced"), tiles.get("deleted"), report.get("removed"), report.get("revised")))
-        started = runs[row["run"]].started if row["run"] in runs else row["at"]
-        config = json.loads(row["config"])
-        source = config.get("source", config.get("slides"))
-        runs[row["run"]] = Run(row["run"], row["status"], row["fingerprint"], source, started, row["at"], rewrote)
+        runs[row["run"]] = _run(row, runs.get(row["run"]))
     return runs
+
+
+def _run(row: dict[str, Any], before: Run | None) -> Run:
+    """A run by its newest row in the ledger. `before`: by the rows before that."""
+    report, config = json.loads(row["report"] or "{}"), json.loads(row["config"])
+    # A slides run has the embed job's report in its own; it may rewrite rows without embedding any.
+    tiles = report.get("tiles", report)
+    return Run(
+        run=row["run"],
+        status=row["status"],
+        fingerprint=row["fingerprint"],
+        source=config.get("source", config.get("slides")),
+        started=before.started if before else row["at"],
+        ended=row["at"],
+        rewrote=row["status"] != "done" or any((tiles.get("replaced"), tiles.get("deleted"), report.get("removed"), report.get("revised"))),
+        deletes=row["job"] == "slides" or config.get("sync", {}).get("vanished") == "delete",
+        planned=report.get(PLANNED, before.planned if before else None),
+        committed=report.get(COMMITTED),
+        rows_left=tiles.get("rows_in_table"),
+        version_left=tiles.get("table_version") or 0,
+    )
+
+
+def read_repairs(at: TableAt) -> list[tuple[datetime.datetime, int]]:
+    """When repairs ended, and how many rows each deleted."""
+    dataset = at.open(".runs")
+    rows = dataset.to_table(filter="job = 'verify'").to_pylist() if dataset is not None else []
+    return [(row["at"], _rows_deleted(json.loads(row["report"] or "{}").get("repaired", []))) for row in rows]
+
+
+def _rows_deleted(steps: list[dict[str, Any]]) -> int:
+    return sum(step["count"] for step in steps if step["code"] in (*FAULTS, "duplicate_ids"))
 
 
 def read_receipts(at: TableAt) -> list[Receipt]:
@@ -130,9 +169,9 @@ def read_receipts(at: TableAt) -> list[Receipt]:
 
 
 def read_rejects(at: TableAt) -> pa.Table:
-    """Id, version, reason and run of all rejects, oldest first."""
+    """Id, version, reason, chunk and run of all rejects, oldest first."""
     dataset = at.open(".rejects")
-    names = ["id", "_version", "reason", "_run"]
+    names = ["id", "_version", "reason", "_chunk", "_run"]
     return dataset.to_table(columns=names) if dataset is not None else REJECT.empty_table().select(names)
 
 

@@ -40,6 +40,11 @@ KINDS = {
         "delete these rows with lance.dataset(TABLE).delete('COLUMN IS NULL'), then run the embed job",
     ),
     "missing_columns": Kind("wrong", "columns that every table of vectors has, and this one lacks", "fill another table with the embed job"),
+    "lost_rows": Kind(
+        "wrong",
+        "rows that runs left in the table and that are not in it, though no run or repair is known to have deleted them; examples are chunks",
+        "run the embed job: it makes them again, or says that their items are gone. Was the table restored, or rows deleted by other means?",
+    ),
     "empty_table": Kind("note", "the table has no rows", "run the embed job"),
     # encoder and runs
     "vector_type": Kind("wrong", "the column `vector` is not what the table's metadata says", "fill another table with the embed job"),

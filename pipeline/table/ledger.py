@@ -18,6 +18,10 @@ from pipeline.table.swap import insert, until_accepted
 from schemas.runs import MODEL, RUN, UNIT
 
 PACKAGES = ("tessera", "ray", "pylance", "lancedb", "pyarrow", "torch", "transformers", "open_clip_torch", "timm", "pillow", "numpy")
+PLANNED = "planned"
+"""Key of the chunks that a run planned, in the report that its started row has."""
+COMMITTED = "committed"
+"""Key of the rows of each chunk that it committed, in the report that its last row has: not for stdout, there are many."""
 TRAINING = "training"
 """Key of the run that made an encoder, in the lineage that a MODEL row keeps."""
 

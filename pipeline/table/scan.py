@@ -41,6 +41,7 @@ class Scan:
     """Rows of each id that stands more than once."""
     sources: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
+    chunks: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     """Vectors with each of FAULTS."""
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -83,7 +84,7 @@ def missing_columns(dataset: lance.LanceDataset) -> list[str]:
 def scan(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], wanted: np.ndarray) -> Scan:
     """Read these fragments of a table. `wanted`: `pair64` of items to be looked for."""
     result = Scan()
-    names = [name for name in ("id", "source", "_version", "_run", "vector") if name in dataset.schema.names]
+    names = [name for name in ("id", "source", "_version", "_chunk", "_run", "vector") if name in dataset.schema.names]
     hashes: list[np.ndarray] = []
     met: list[np.ndarray] = []
     with Meter(sum(fragment.count_rows() for fragment in fragments), what="verifying") as meter:
@@ -117,7 +118,7 @@ def batches(dataset: lance.LanceDataset, columns: list[str], fragments: list[lan
 
 def _take(batch: pa.RecordBatch, result: Scan) -> None:
     result.rows += batch.num_rows
-    for name, counter in (("source", result.sources), ("_run", result.runs)):
+    for name, counter in (("source", result.sources), ("_run", result.runs), ("_chunk", result.chunks)):
         if name in batch.schema.names:
             for entry in pc.value_counts(batch[name].drop_null()).to_pylist():
                 counter[entry["values"]] += entry["counts"]

@@ -10,6 +10,7 @@ from collections import Counter
 
 from pipeline.config import Model
 from pipeline.table.at import TableAt, model_of
+from pipeline.table.chunks import ChunkFacts, chunk_facts, facts_of, short_chunks
 from pipeline.table.evidence import Evidence, Run, look
 from pipeline.table.files import File
 from pipeline.table.findings import Finding, found, wrong_first
@@ -61,6 +62,7 @@ class TableFacts(Model):
     """Runs of the embed job by status: done, failed, started (running now, or killed)."""
     rejects: dict[str, int]
     """Rejects by reason."""
+    chunks: ChunkFacts
     containers: int
     """Containers with a note of their last complete run."""
     staged_rows: int
@@ -105,6 +107,7 @@ def _facts(at: TableAt, seen: Evidence) -> TableFacts:
         encoder=EncoderFacts(fingerprint=seen.fingerprint, target=model["target"] if model else None, dim=_dim(seen), dtype=_dtype(seen)),
         runs=dict(Counter(run.status for run in seen.runs.values())),
         rejects=dict(sorted(Counter(seen.rejects["reason"].to_pylist()).items())),
+        chunks=chunk_facts(seen),
         containers=len(seen.notes),
         staged_rows=sum(receipt.rows for receipt in seen.receipts if receipt.chunk not in seen.dead),
         fragments=len(seen.dataset.get_fragments()),
@@ -135,8 +138,37 @@ def _rows(seen: Evidence) -> list[Finding]:
         *found("duplicate_ids", len(result.duplicates), [f"{item}: {count} rows" for item, count in result.duplicates.items()]),
         *(finding for fault in FAULTS for finding in found(fault, result.faults[fault], result.examples.get(fault, []))),
         *found("null_values", sum(seen.nulls.values()), nulls),
+        *_lost(seen),
         *found("empty_table", int(result.rows == 0 and not seen.broken)),
     ]
+
+
+def _lost(seen: Evidence) -> list[Finding]:
+    """Rows that are missing in the chunks of the last runs, or in the count that the last one of them left, whichever is more."""
+    if seen.broken:
+        return []
+    short = short_chunks(seen)
+    missing, where = sum(each.committed - each.present for each in short), [str(each) for each in short]
+    since = min((seen.runs[each.run].started for each in short), default=None)
+    last = _last_to_count(seen)
+    if last is not None and last.rows_left is not None:
+        missing = max(missing, last.rows_left - seen.scan.rows)
+        since = min(since or last.started, last.started)
+        where = where or [f"the run {last.run} left {last.rows_left} rows, {_ago(last.ended)}"]
+    repaired = sum(count for moment, count in seen.repairs if since is not None and moment > since)
+    return found("lost_rows", max(0, missing - repaired), where)
+
+
+def _last_to_count(seen: Evidence) -> Run | None:
+    """The ended run that saw the newest version of the table; None if a run may be deleting rows now.
+
+    Runs that overlapped may have ended in another order than they counted in.
+    """
+    ended = [run for run in seen.runs.values() if run.rows_left is not None]
+    if not ended or any(run.deletes for run in seen.runs.values() if run.status == "started" and not _followed(run, seen)):
+        return None
+    latest = max(ended, key=lambda run: run.ended)
+    return max((run for run in ended if run.ended >= latest.started), key=lambda run: run.version_left)
 
 
 def _encoder(at: TableAt, seen: Evidence) -> list[Finding]:
@@ -160,9 +192,17 @@ def _runs(seen: Evidence) -> list[Finding]:
     started = [run for run in open_ if run.status == "started"]
     failed = [run for run in open_ if run.status == "failed"]
     return [
-        *found("unfinished_runs", len(started), [f"{run.run}, started {_ago(run.started)}" for run in started]),
-        *found("failed_runs", len(failed), [f"{run.run}, ended {_ago(run.ended)}" for run in failed]),
+        *found("unfinished_runs", len(started), [f"{run.run}, started {_ago(run.started)}{_progress(run, seen)}" for run in started]),
+        *found("failed_runs", len(failed), [f"{run.run}, ended {_ago(run.ended)}{_progress(run, seen)}" for run in failed]),
     ]
+
+
+def _progress(run: Run, seen: Evidence) -> str:
+    """What became of the chunks that a run planned, if the ledger says which they were."""
+    if not run.planned:
+        return ""
+    facts = facts_of(run, seen)
+    return f"; of {facts.planned} planned chunks {facts.present} are in the table, {facts.staged} staged, {facts.missing} missing"
 
 
 def _followed(run: Run, seen: Evidence) -> bool:

@@ -45,7 +45,7 @@ def work(filling):
 def run(job, *, chunk_rows=8):
     """A whole run; its report."""
     filling = filling_of(job, chunk_rows=chunk_rows)
-    filling.adopt(chunk_rows)
+    filling.adopt(filling.take_over(chunk_rows))
     filling.take(iter(work(filling)), workers=1)
     filling.finish()
     return filling.close()

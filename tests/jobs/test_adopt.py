@@ -155,12 +155,12 @@ def test_what_killed_runs_leave_is_swept_after_a_week(tmp_path, texts, at):
     create_dataset(str(scratch), pa.schema([("id", pa.string())]), {})
     mine = tmp_path / "db" / "selftest-mine.lance"
     mine.mkdir()
-    filling_of(job).adopt(8)
+    filling_of(job).take_over(8)
     strays = json.loads(staging.get("strays"))
     assert set(strays) == {"attempts/run-chunk", "receipts/damaged", "selftest-0123456789ab.lance"}
     assert scratch.exists() and staging.get("attempts/run-chunk") is not None
     staging.put("strays", json.dumps({name: first - KEEP_S - 1 for name, first in strays.items()}).encode())
-    filling_of(job).adopt(8)
+    filling_of(job).take_over(8)
     assert json.loads(staging.get("strays")) == {}
     assert not scratch.exists() and mine.exists()
     assert staging.names("attempts") == staging.names("receipts") == []

@@ -43,7 +43,7 @@ def embed(tmp_path, source, *, order=list, **settings):
     prepared = planned(job)
     filling = Filling(prepared, job.encoder, job.limits, job.sync, EmbedReport())
     filling.open()
-    filling.adopt(None)
+    filling.adopt(filling.take_over(None))
     if prepared.plan.chunks:
         worker = ChunkWorker(filling.task(batch_size=16, threads=1))
         filling.take((worker(chunk.id, chunk.work) for chunk in order(prepared.plan.chunks)), workers=1)

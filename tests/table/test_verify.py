@@ -82,10 +82,18 @@ def wrong(at):
 
 
 def mend(at):
-    """What was repaired, by code."""
+    """What was repaired, by code; written into the ledger as the job does."""
     seen, _, _ = verify(at, orphan_age=WEEK)
     assert refusal(at, seen, 0.5) is None
-    return {done.code: done.count for done in repair(at, seen, orphan_age=WEEK)}
+    return repair_and_record(at, seen)
+
+
+def repair_and_record(at, seen):
+    repaired = repair(at, seen, orphan_age=WEEK)
+    if repaired:
+        report = {"repaired": [done.model_dump() for done in repaired]}
+        record_run(at, run="mended", job="verify", status="done", fingerprint=None, config={}, report=report)
+    return {done.code: done.count for done in repaired}
 
 
 def row_of(at, item):
@@ -319,6 +327,83 @@ def test_open_runs_are_noted_until_a_later_run_of_their_source_is_done(at, sourc
     assert found(at) == {}
 
 
+# ---- planned and present ----
+
+
+def lost(at):
+    [finding] = [finding for finding in verify(at, orphan_age=WEEK)[2] if finding.code == "lost_rows"]
+    return finding.count, finding.examples
+
+
+def chunk_of(at, item):
+    return row_of(at, item)["_chunk"][0].as_py()
+
+
+def test_planned_chunks_are_told_apart_by_what_became_of_them(at):
+    """20 files in chunks of 8, and two containers."""
+    assert verify(at, orphan_age=WEEK)[1].chunks.model_dump() == {"planned": 5, "present": 5, "staged": 0, "rowless": 0, "missing": 0}
+    chunk = chunk_of(at, "i03")
+    rows = at.require().count_rows(f"_chunk = '{chunk}'")
+    at.require().delete("id = 'i03'")
+    assert lost(at) == (1, [f"chunk {chunk} of run {row_of(at, 'i04')['_run'][0].as_py()}: {rows - 1} of {rows} rows"])
+    at.require().delete(f"_chunk = '{chunk}'")
+    assert verify(at, orphan_age=WEEK)[1].chunks.missing == 1
+    assert lost(at)[0] == rows
+
+
+def test_rows_that_come_in_by_other_means_do_not_make_up_for_a_lost_chunk(at):
+    chunk = chunk_of(at, "i03")
+    rows = at.require().count_rows(f"_chunk = '{chunk}'")
+    row = row_of(at, "a3")
+    at.require().delete(f"_chunk = '{chunk}'")
+    for number in range(rows):
+        append(at, changed(row, id=f"x{number}"))
+    assert lost(at)[0] == rows
+
+
+def test_a_restored_table_has_lost_rows(at, sources):
+    lance.dataset(at.path(), version=at.require().version - 1).restore()
+    assert lost(at)[0] == 39 - at.require().count_rows() > 0
+    embed(sources, at, "Lines")
+    embed(sources, at, "Ledgers")
+    assert "lost_rows" not in found(at)
+
+
+def test_rows_that_a_run_or_a_repair_replaced_or_deleted_are_not_lost(at, sources, tmp_path):
+    folder = tmp_path / "moving"
+    shutil.copytree(sources, folder)
+    (folder / "z.txt").write_text("of this folder alone")
+    embed(folder, at, "Lines")
+    (folder / "z.txt").unlink()
+    assert embed(folder, at, "Lines", sync={"vanished": "delete", "max_vanished": 1.0}).deleted == 1
+    assert "lost_rows" not in found(at)
+    rewrite(at, "i03", vector=[0.0] * DIM)
+    mend(at)
+    assert "lost_rows" not in found(at)
+    at.require().delete("id = 'i04'")
+    assert lost(at)[0] == 1
+
+
+def test_chunks_of_a_run_that_was_killed_are_counted_by_what_became_of_them(at, sources):
+    chunk, other = chunk_of(at, "i03"), reject("x", "1")
+    config = {"source": {"target": "tests.sources:Lines", "args": {"uri": str(sources)}}}
+    planned = {"planned": [chunk, "late", other["_chunk"][0].as_py(), "never"]}
+    put(at, staged(at, ["x1", "x2"]))
+    record_rejects(at, [other])
+    record_run(at, run="killed", job="embed", status="started", fingerprint=None, config=config, report=planned)
+    _, facts, findings = verify(at, orphan_age=WEEK)
+    assert facts.chunks.model_dump() == {"planned": 4 + 2, "present": 1 + 2, "staged": 1, "rowless": 1, "missing": 1}
+    [unfinished] = [finding for finding in findings if finding.code == "unfinished_runs"]
+    assert "of 4 planned chunks 1 are in the table, 1 staged, 1 missing" in unfinished.examples[0]
+
+
+def test_a_ledger_of_an_older_release_names_no_chunks_and_is_no_error(at):
+    runs = at.open(".runs")
+    runs.update({"report": "NULL"})
+    assert found(at) == {}
+    assert verify(at, orphan_age=WEEK)[1].chunks.planned == 0
+
+
 # ---- beside the table ----
 
 
@@ -373,10 +458,10 @@ def test_receipts_that_nobody_takes_over_are_deleted_when_they_are_old(at):
 
 def test_rows_lost_behind_a_containers_back_are_found_and_come_back(at, sources):
     at.require().delete("id IN ('a3', 'a4')")
-    assert found(at) == {"contradicted_notes": 1}
-    assert wrong(at) == {"contradicted_notes"}
+    assert found(at) == {"contradicted_notes": 1, "lost_rows": 2}
+    assert wrong(at) == {"contradicted_notes", "lost_rows"}
     assert mend(at) == {"contradicted_notes": 1}
-    assert found(at) == {}
+    assert found(at) == {"lost_rows": 2}
     report = embed(sources, at, "Ledgers")
     assert (report.written, report.unchanged) == (2, 18)
     assert found(at) == {}
@@ -514,7 +599,7 @@ def test_a_repair_racing_with_a_writer_loses_nothing(at):
     seen, _, _ = verify(at, orphan_age=WEEK)
     writer = threading.Thread(target=lambda: [committer.commit([entry]) for entry in receipts])
     writer.start()
-    done = {entry.code: entry.count for entry in repair(at, seen, orphan_age=WEEK)}
+    done = repair_and_record(at, seen)
     writer.join()
     rows = at.require().to_table(columns=["id", "_version"]).to_pylist()
     versions = {row["id"]: row["_version"] for row in rows}

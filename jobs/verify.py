@@ -35,9 +35,9 @@ class VerifyJob(Model):
 
     table: TableAt
     repair: bool = False
-    """Mend what can be mended without inventing data, then verify again. Rows that had to be deleted come back with the next embed run."""
+    """Mend what can be mended without inventing data, then verify again; also --repair. Rows that it deletes come back with the next embed run."""
     orphans_older_than_days: float = pydantic.Field(default=7, gt=0)
-    """A file that nothing refers to counts as orphaned from this age on; a younger one may be a running job's."""
+    """A file that nothing refers to counts as orphaned from this age on, and if it is older than every run that has not ended."""
     max_deleted: float = pydantic.Field(default=0.1, ge=0, le=1)
     """Deleting more than this share of the rows for their vectors is refused: more likely the encoder is at fault."""
     source: Ref | None = None
@@ -73,7 +73,8 @@ def plan(job: VerifyJob) -> dict[str, Any]:
     """What --repair would do, without doing it."""
     report = _report(job.model_copy(update={"repair": False}))
     mendable = {finding.code: {"count": finding.count, "does": finding.repair} for finding in report.findings if finding.repair}
-    return {"job": "verify", "table": report.table, "repair": mendable}
+    others = {finding.code: {"count": finding.count, "to_do": finding.do} for finding in report.findings if not finding.repair}
+    return {"job": "verify", "table": report.table, "repair": mendable, "beyond_repair": others}
 
 
 def run(job: VerifyJob) -> VerifyReport:
@@ -86,8 +87,18 @@ def run(job: VerifyJob) -> VerifyReport:
     if report.refused:
         raise JobFailed(report.refused, report)
     if report.wrong:
-        raise JobFailed(f"wrong with {report.table}: {', '.join(f'{f.code} ({f.count})' for f in report.findings[: report.wrong])}", report)
+        raise JobFailed(f"wrong with {report.table}: {_named(report.findings[: report.wrong])}{_beyond_repair(job, report)}", report)
     return report
+
+
+def _named(findings: list[Finding]) -> str:
+    return ", ".join(f"{finding.code} ({finding.count})" for finding in findings)
+
+
+def _beyond_repair(job: VerifyJob, report: VerifyReport) -> str:
+    """What a repair has left, and what is to be done about it."""
+    left = [finding for finding in report.findings[: report.wrong] if finding.repair is None]
+    return f"; no repair mends {'; '.join(f'{finding.code}: {finding.do}' for finding in left)}" if job.repair and left else ""
 
 
 def _report(job: VerifyJob) -> VerifyReport:

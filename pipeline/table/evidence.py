@@ -21,6 +21,7 @@ from pipeline.table.files import Files, present_files, sort_files
 from pipeline.table.ledger import COMMITTED, PLANNED
 from pipeline.table.scan import FAULTS, Scan, Unreadable, missing_columns, null_counts, pair64, readable, scan
 from pipeline.table.stage import Receipt, Staging
+from pipeline.table.sweep import strays
 from schemas.rejects import REJECT
 
 
@@ -70,6 +71,8 @@ class Evidence:
     receipts: list[Receipt]
     dead: set[str]
     """Chunks of the receipts that no run will take over."""
+    strays: list[str]
+    """Journals, receipts that cannot be read, scratch tables: a running run's, or a killed one's."""
     rejects: pa.Table
     stale: list[str]
     """Ids of rejects that stand in the table in the same version."""
@@ -102,6 +105,7 @@ def look(at: TableAt) -> Evidence:
         doubted=doubted_notes(dataset, notes) if whole else [],
         receipts=receipts,
         dead=_dead(at, receipts, found.met, fingerprint),
+        strays=read_strays(at, receipts),
         rejects=rejects,
         stale=_stale(dataset, candidates.filter(pa.array(np.isin(_reject_pairs(candidates), found.met)))),
         files=sort_files(dataset, present, receipts),
@@ -163,9 +167,16 @@ def _rows_deleted(steps: list[dict[str, Any]]) -> int:
 
 def read_receipts(at: TableAt) -> list[Receipt]:
     """Receipts of rows that were staged and whose commit is not known. Makes no folder where there is none."""
-    if "://" not in at.staging and not Path(at.staging).is_dir():
-        return []
-    return Staging(at).receipts()
+    return Staging(at).receipts() if _has_staging(at) else []
+
+
+def read_strays(at: TableAt, receipts: list[Receipt]) -> list[str]:
+    """What `sweep` knows as strays. Makes no folder where there is none."""
+    return strays(Staging(at), receipts) if _has_staging(at) else []
+
+
+def _has_staging(at: TableAt) -> bool:
+    return "://" in at.staging or Path(at.staging).is_dir()
 
 
 def read_rejects(at: TableAt) -> pa.Table:

@@ -76,6 +76,12 @@ KINDS = {
         f"nothing, or {AGAIN}",
         "deletes those older than an hour; a younger one may be a running job's",
     ),
+    "leftovers": Kind(
+        "note",
+        "journals, receipts that cannot be read and scratch tables: a running job's, or left by one that was killed",
+        f"nothing, or {AGAIN}; a run sweeps them after a week, too",
+        "writes down when they were first met, and deletes those that were met more than orphans_older_than_days ago",
+    ),
     "contradicted_notes": Kind(
         "wrong",
         "containers whose rows are not those that the last complete run left, though no later run changed them",

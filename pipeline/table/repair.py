@@ -2,6 +2,7 @@
 
 Rows are judged again in the version that a commit builds on, and the commit is refused if another job touched them: a row
 that was replaced by a good one meanwhile stays. A deleted row comes back with the next embed run, from the source.
+Files are deleted only if they are older than every run that has begun and not ended, receipts only if no run can still need them.
 """
 
 import datetime
@@ -25,6 +26,8 @@ from pipeline.table.files import delete_orphans, present_files, sort_files
 from pipeline.table.rejects import forget_rejects
 from pipeline.table.scan import FAULTS, batches, missing_columns, vector_faults
 from pipeline.table.stage import Staging, metadata_of, stage_rows
+from pipeline.table.sweep import sweep_strays
+from pipeline.table.verify import orphan_age_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,10 @@ def repair(at: TableAt, seen: Evidence, *, orphan_age: datetime.timedelta) -> li
     steps.append(("dead_receipts", _delete_receipts(at, seen), "receipts deleted"))
     steps.append(("stale_rejects", _forget_stale(at, seen), "rejects deleted"))
     steps.append(("duplicate_rejects", _keep_one_reject(at), "rejects deleted, the newest of each id kept"))
-    steps.append(("orphaned_files", *_delete_files(at, orphan_age)))
+    if seen.strays:
+        gone = sweep_strays(Staging(at), read_receipts(at), keep_s=orphan_age_of(seen, orphan_age).total_seconds())
+        steps.append(("leftovers", gone, "files and scratch tables deleted"))
+    steps.append(("orphaned_files", *_delete_files(at, orphan_age_of(seen, orphan_age))))
     if any(seen.unindexed.values()):
         from pipeline.index import extend  # lancedb: only a repair that needs it pays for it
 

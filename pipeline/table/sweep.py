@@ -1,7 +1,7 @@
 """What killed runs leave beside a table that no later run can use: journals, receipts that do not read, scratch tables of the self-test.
 
-Lance's session does not tell a file's age. So the names are written down, in `strays`, when a run first meets them, and what is still
-there after `KEEP_S` goes.
+Lance's session does not tell a file's age. So the names are written down, in `strays`, when a run or a repair first meets them, and what is
+still there after `KEEP_S` goes.
 """
 
 import contextlib
@@ -30,15 +30,27 @@ def sweep(staging: Staging, receipts: Iterable[Receipt], *, adopted: set[str]) -
     for receipt in receipts:
         if receipt.chunk not in adopted and time.time() - receipt.staged_at > KEEP_S:
             staging.delete_receipt(receipt.chunk)
-    readable = {f"receipts/{receipt.chunk}" for receipt in receipts}
-    damaged = [name for name in staging.names("receipts") if name not in readable]
+    sweep_strays(staging, receipts, keep_s=KEEP_S)
+
+
+def sweep_strays(staging: Staging, receipts: Iterable[Receipt], *, keep_s: float) -> int:
+    """Delete the strays that were first met more than `keep_s` ago, and write down the others; returns how many went."""
     met, now = _met(staging), time.time()
-    since = {name: met.get(name, now) for name in [*staging.names("attempts"), *damaged, *_self_tests(staging.at)]}
-    for name in [name for name, first in since.items() if now - first > KEEP_S]:
+    since = {name: met.get(name, now) for name in strays(staging, receipts)}
+    old = [name for name, first in since.items() if now - first > keep_s]
+    for name in old:
         _remove(staging, name)
         del since[name]
     if since != met:
         staging.put(STRAYS, json.dumps(since).encode())
+    return len(old)
+
+
+def strays(staging: Staging, receipts: Iterable[Receipt]) -> list[str]:
+    """Names of journals, of receipts that are not among the readable ones, and of scratch tables. A run that is at work has some, too."""
+    readable = {f"receipts/{receipt.chunk}" for receipt in receipts}
+    damaged = [name for name in staging.names("receipts") if name not in readable]
+    return [*staging.names("attempts"), *damaged, *_self_tests(staging.at)]
 
 
 def _met(staging: Staging) -> dict[str, float]:

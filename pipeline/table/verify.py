@@ -20,6 +20,7 @@ from schemas.vectors import DIM
 
 log = logging.getLogger(__name__)
 
+LONGEST_RUN = datetime.timedelta(days=7)
 SMALL_FRAGMENT_ROWS = 1024
 MAX_SMALL_FRAGMENTS = 100
 """More small fragments than this are worth a hint."""
@@ -72,6 +73,15 @@ class TableFacts(Model):
     bytes: Bytes
 
 
+def orphan_age_of(seen: Evidence, asked: datetime.timedelta) -> datetime.timedelta:
+    """From which age on a file that nothing refers to is nobody's: as asked, but never younger than a run that has begun and not ended.
+
+    Such a run may be at work, or was killed; after a week it counts as killed.
+    """
+    begun = [now() - run.started for run in seen.runs.values() if run.status == "started"]
+    return max([asked, *(age for age in begun if age < LONGEST_RUN)])
+
+
 def verify(at: TableAt, *, orphan_age: datetime.timedelta) -> tuple[Evidence, TableFacts, list[Finding]]:
     """Read a table and judge it; what is wrong comes first. `orphan_age`: from which on a file that nothing refers to is an orphan.
 
@@ -87,6 +97,7 @@ def verify(at: TableAt, *, orphan_age: datetime.timedelta) -> tuple[Evidence, Ta
 
 def judge(at: TableAt, seen: Evidence, orphan_age: datetime.timedelta) -> list[Finding]:
     """What the evidence says is wrong, first, and what is worth knowing."""
+    orphan_age = orphan_age_of(seen, orphan_age)
     findings = [*_rows(seen), *_encoder(at, seen), *_runs(seen), *_staged(seen), *_notes(seen), *_rejects(seen), *_files(seen, orphan_age)]
     return wrong_first(findings)
 
@@ -216,6 +227,7 @@ def _staged(seen: Evidence) -> list[Finding]:
     rows = sum(receipt.rows for receipt in alive)
     return [
         *found("staged_receipts", rows, [f"{r.rows} rows of chunk {r.chunk}, {_hours(time.time() - r.staged_at)}" for r in alive]),
+        *found("leftovers", len(seen.strays), seen.strays),
         *found("dead_receipts", len(dead), [f"{r.chunk}, {_hours(time.time() - r.staged_at)}" for r in dead]),
     ]
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jobs import embed
-from jobs.verify import VerifyJob, run
+from jobs.verify import VerifyJob, plan, run
 from pipeline import config
 from pipeline.config import ConfigError, JobFailed, Ref
 from pipeline.table.at import TableAt
@@ -79,6 +79,17 @@ def test_a_repair_that_would_delete_too_much_is_refused_with_the_report(cluster,
     with pytest.raises(JobFailed, match=r"max_deleted=0\.01") as refused:
         run(verify_job(tmp_path, repair=True, max_deleted=0.01))
     assert findings(refused.value.report) == {"zero_vectors": 1}
+
+
+def test_what_a_repair_cannot_mend_is_said_with_what_to_do(cluster, tmp_path, texts):
+    embed.run(job_of(tmp_path, texts))
+    TableAt(uri=str(tmp_path / "db"), name="t").require().delete("id = 'i04'")
+    with pytest.raises(JobFailed, match=r"no repair mends lost_rows: run the embed job") as failed:
+        run(verify_job(tmp_path, repair=True))
+    assert findings(failed.value.report) == {"lost_rows": 1}
+    assert "lost_rows" in plan(verify_job(tmp_path))["beyond_repair"]
+    assert embed.run(job_of(tmp_path, texts)).written == 1
+    assert run(verify_job(tmp_path)).findings == []
 
 
 def test_wrong_configuration_exits_2_and_says_what_to_do(tmp_path):
@@ -184,6 +195,7 @@ def test_what_a_killed_driver_leaves_is_noted_and_gone_after_the_rerun(tmp_path,
     left = findings(run(verify_job(tmp_path)))
     assert left.pop("unreferenced_files", 0) <= 2, "fragments whose receipt was not written"
     assert left.pop("staged_receipts") >= 8
+    assert left.pop("leftovers", 0) <= 2, "journals of the chunks in hand"
     assert left == {"unfinished_runs": 1, "empty_table": 1}
     rerun = start(tmp_path, texts, seconds=0, commit_every_s=0)
     out, err = rerun.communicate(timeout=300)

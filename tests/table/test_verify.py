@@ -21,7 +21,7 @@ from pipeline.table import scan as scanning
 from pipeline.table.at import TableAt
 from pipeline.table.commit import Committer
 from pipeline.table.contents import read_contents
-from pipeline.table.ledger import record_run
+from pipeline.table.ledger import now, record_run
 from pipeline.table.rejects import record_rejects
 from pipeline.table.repair import refusal, repair
 from pipeline.table.scan import scan, vector_faults
@@ -521,6 +521,39 @@ def test_old_files_that_nothing_refers_to_are_deleted_and_young_ones_are_not(at)
     assert mend(at) == {"orphaned_files": 3}
     assert found(at) == {"unreferenced_files": 1}
     assert row_of(at, "i03") == kept
+
+
+def test_a_file_younger_than_a_run_that_has_not_ended_is_no_orphan_whatever_age_is_asked_for(at, monkeypatch):
+    """A repair with orphans_older_than_days=0.01 took the files that a run of some hours had not staged yet."""
+    path = Path(f"{at.path()}/data/in_hand.lance")
+    path.write_bytes(b"x")
+    age(path, days=0.05)
+    soon = datetime.timedelta(days=0.01)
+    with monkeypatch.context() as clock:
+        clock.setattr("pipeline.table.ledger.now", lambda: now() - datetime.timedelta(hours=2))
+        record_run(at, run="working", job="embed", status="started", fingerprint=None, config={}, report=None)
+    seen, _, findings = verify(at, orphan_age=soon)
+    assert {finding.code for finding in findings} == {"unfinished_runs", "unreferenced_files"}
+    repair(at, seen, orphan_age=soon)
+    assert path.exists()
+    record_run(at, run="working", job="embed", status="done", fingerprint=None, config={}, report=None)
+    seen, _, _ = verify(at, orphan_age=soon)
+    repair(at, seen, orphan_age=soon)
+    assert not path.exists()
+
+
+def test_leftovers_of_killed_runs_are_counted_and_go_when_they_are_old(at):
+    staging = Staging(at)
+    staging.put("attempts/run-chunk", b"{}")
+    staging.put("receipts/torn", b"not a receipt")
+    lance.write_dataset(pa.table({"id": ["a"]}), f"{at.uri}/selftest-0123456789ab.lance")
+    assert found(at) == {"leftovers": 3}
+    assert mend(at) == {}
+    assert found(at) == {"leftovers": 3}, "they may be a running job's"
+    met = json.loads(staging.get("strays"))
+    staging.put("strays", json.dumps(dict.fromkeys(met, time.time() - 8 * 24 * 3600)).encode())
+    assert mend(at) == {"leftovers": 3}
+    assert found(at) == {}
 
 
 def test_files_of_older_versions_are_no_orphans(at):

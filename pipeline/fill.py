@@ -24,7 +24,7 @@ from pipeline.adopt import adopt
 from pipeline.compute import Compute, Sizes
 from pipeline.config import ConfigError, JobFailed, Model, Ref, nearest
 from pipeline.encoders import Encoder
-from pipeline.known import WHOLE, Contents, hash64
+from pipeline.known import WHOLE, Contents, hash64, member
 from pipeline.media import Limits
 from pipeline.plan import Note, Plan, listing_version, plan
 from pipeline.progress import Meter
@@ -322,7 +322,7 @@ class Filling:
         self._commit_rest()
         self.end(vanished=None if self.report.failed else self._vanished())
 
-    def end(self, *, vanished: list[str] | None) -> None:
+    def end(self, *, vanished: pa.ChunkedArray | None) -> None:
         """As `finish`, with the ids of vanished items given: None if they cannot be known."""
         self.report.vanished = None if vanished is None else len(vanished)
         self.report.unread = len(self.committer.unread)
@@ -332,7 +332,7 @@ class Filling:
                 len(self.committer.unread),
                 ", ".join(sorted(self.committer.unread)[:5]),
             )
-        if vanished and self.sync.vanished == "delete":
+        if vanished is not None and len(vanished) and self.sync.vanished == "delete":
             self.report.deleted = delete_vanished(self.committer, vanished, self.prepared, self.sync)
         self._forget_outdated_rejects()
         self._note_units(exact=vanished is not None and len(vanished) == self.report.deleted)
@@ -348,22 +348,23 @@ class Filling:
         outdated = whole & ~self.committer.refused.find(hash64(rejects["id"]))[0]
         forget_rejects(p.table, rejects["id"].filter(pa.array(outdated)).to_pylist())
 
-    def _vanished(self) -> list[str]:
-        """Ids of this source's rows whose item was not met."""
+    def _vanished(self) -> pa.ChunkedArray:
+        """Ids of this source's rows whose item was not met. As Arrow strings: they may be half of the source, and most runs only count them."""
         p = self.prepared
-        if p.plan.vanished_ids is not None and len(p.plan.vanished_ids) == 0:
-            return []
-        ids: list[str] = []
-        for batch in read_batches(p.table.require(), ["id", "_unit"], f"source = {quoted(p.reader.source)}"):
-            hashes = hash64(batch["id"])
-            if p.plan.vanished_ids is not None:
-                gone = np.isin(hashes, p.plan.vanished_ids)
-            else:
-                known = p.contents.own.find(hashes)[0]  # what another job has brought since the plan is not ours to miss
-                met = self.committer.own.find(hashes)[0] | self.committer.refused.find(hashes)[0]
-                gone = known & ~met & self._is_known(batch["_unit"])
-            ids += batch["id"].filter(pa.array(gone)).to_pylist()
-        return ids
+        gone: list[pa.Array] = []
+        if p.plan.vanished_ids is None or len(p.plan.vanished_ids):
+            for batch in read_batches(p.table.require(), ["id", "_unit"], f"source = {quoted(p.reader.source)}"):
+                gone.append(batch["id"].filter(pa.array(self._is_gone(batch))))
+        return pa.chunked_array(gone, pa.string())
+
+    def _is_gone(self, rows: pa.RecordBatch) -> np.ndarray:
+        """Whether the item of each row (N,) was not met."""
+        hashes, vanished = hash64(rows["id"]), self.prepared.plan.vanished_ids
+        if vanished is not None:
+            return member(hashes, vanished)
+        known = self.prepared.contents.own.find(hashes)[0]  # what another job has brought since the plan is not ours to miss
+        met = self.committer.own.find(hashes)[0] | self.committer.refused.find(hashes)[0]
+        return np.asarray(known & ~met & self._is_known(rows["_unit"]))
 
     def _is_known(self, units: pa.Array) -> np.ndarray:
         """Whether it is known what became of the rows (N,) of some containers that this run has not met.
@@ -474,7 +475,7 @@ def describe(report: EmbedReport, prepared: Prepared) -> EmbedReport:
     return report
 
 
-def delete_vanished(committer: Committer, ids: list[str], prepared: Prepared, sync: Sync) -> int:
+def delete_vanished(committer: Committer, ids: pa.ChunkedArray, prepared: Prepared, sync: Sync) -> int:
     """Delete rows in one commit. Raises JobFailed if they are more of the source than `sync.max_vanished` allows."""
     rows = len(prepared.contents.own)
     if len(ids) > math.floor(sync.max_vanished * rows):
@@ -482,7 +483,7 @@ def delete_vanished(committer: Committer, ids: list[str], prepared: Prepared, sy
             f"{len(ids)} of the source's {rows} rows would be deleted, more than sync.max_vanished={sync.max_vanished:g}; nothing was deleted. "
             "Is the source complete? If it is, raise sync.max_vanished"
         )
-    return committer.delete(ids)
+    return committer.delete(ids.to_pylist())
 
 
 def nothing_to_do(prepared: Prepared, sync: Sync) -> bool:

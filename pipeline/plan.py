@@ -55,7 +55,7 @@ class Plan:
     changed: int = 0
     new: int = 0
     vanished_ids: np.ndarray | None = None
-    """Id hashes of rows whose item is no longer listed; None for containers, where only reading tells."""
+    """Id hashes, sorted, of rows whose item is no longer listed; None for containers, where only reading tells."""
     complete_units: frozenset[str] = frozenset()
     """Containers that need no reading."""
     units: dict[str, str] = field(default_factory=dict)

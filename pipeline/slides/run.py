@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pydantic
 
 from pipeline.compute import Compute, Sizes
@@ -247,7 +248,7 @@ def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str |
         filling.changed_units |= gate.changed
         report.tiles.failed += sum(prepared.plan.unit_items[unit] for unit in gate.changed)
         report.tiles.errors += filling.changed_units.values()
-        filling.end(vanished=None if report.tiles.failed else _rows_of_deleted(tiling))
+        filling.end(vanished=None if report.tiles.failed else pa.chunked_array([_rows_of_deleted(tiling)], pa.string()))
         _refuse_emptying(tiling)
         for group in groups:
             if not group.units:

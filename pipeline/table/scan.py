@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.known import hash64, repeated_hashes
+from pipeline.known import hash64, member, repeated_hashes
 from pipeline.progress import Meter
 from pipeline.table.findings import MAX_EXAMPLES
 from pipeline.vectorise import NORM_TOLERANCE
@@ -84,6 +84,7 @@ def missing_columns(dataset: lance.LanceDataset) -> list[str]:
 def scan(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], wanted: np.ndarray) -> Scan:
     """Read these fragments of a table. `wanted`: `pair64` of items to be looked for."""
     result = Scan()
+    wanted = np.sort(wanted)
     names = [name for name in ("id", "source", "_version", "_chunk", "_run", "vector") if name in dataset.schema.names]
     hashes: list[np.ndarray] = []
     met: list[np.ndarray] = []
@@ -95,7 +96,7 @@ def scan(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment], want
             if len(wanted) and {"id", "_version"} <= set(names):
                 present = batch.filter(batch["id"].is_valid())
                 pairs = pair64(ids, hash64(present["_version"].fill_null("")))
-                met.append(pairs[np.isin(pairs, wanted)])
+                met.append(pairs[member(pairs, wanted)])
             meter.add(batch.num_rows, rejected=0)
     result.met = np.unique(np.concatenate([result.met, *met]))
     nulls = result.rows - sum(map(len, hashes))
@@ -141,7 +142,7 @@ def _duplicates(dataset: lance.LanceDataset, fragments: list[lance.LanceFragment
     if len(suspects):
         for batch in dataset.scanner(columns=["id"], fragments=fragments).to_batches():
             ids = batch["id"].drop_null()
-            counts.update(ids.filter(pa.array(np.isin(hash64(ids), suspects))).to_pylist())
+            counts.update(ids.filter(pa.array(member(hash64(ids), suspects))).to_pylist())
     return {item: count for item, count in counts.items() if count > 1}
 
 

@@ -1,8 +1,9 @@
 """What a table already holds, small enough for a driver's memory: 16 bytes a row, whatever the ids look like.
 
-Ids and versions are kept as 64-bit hashes (SipHash, by pandas). "Unchanged" needs both to agree, 128 bits; a clash of ids
-alone (expected once in a billion rows with probability 0.03) makes a new item look changed, and the commit,
-which deletes by the id itself, then finds nothing to delete. So a clash costs nothing.
+Ids and versions are kept as 64-bit hashes (SipHash, by pandas). Two ids of one hash are to be expected with probability 0.03 in a billion rows,
+3e-8 in a million. No row of another id is ever replaced or deleted for it, because commits go by the ids themselves. What it can cost: an item that
+comes in beside its twin becomes a reject (`duplicate_id`); one that comes later is embedded again on every run, or, if the versions are equal too,
+passes for unchanged; and of the two one that has vanished stays.
 """
 
 from dataclasses import dataclass, field

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.known import Contents, Known, hash64
+from pipeline.plan import plan
 from pipeline.table import swap
 from pipeline.table.at import TableAt, create_dataset
 from pipeline.table.commit import Committer
@@ -17,6 +18,7 @@ from pipeline.table.contents import read_contents
 from pipeline.table.rejects import record_rejects
 from pipeline.table.stage import Receipt, Staged, Staging, Unproved, read_staged, stage_rows
 from pipeline.table.swap import EngineRefused, self_test
+from schemas.items import LISTING
 from schemas.rejects import REJECT
 from schemas.vectors import vector_schema
 
@@ -170,6 +172,62 @@ def test_an_id_of_another_source_is_a_reject_unless_it_is_the_same_item(at):
     other.commit([a_again, b_other])
     assert ids_in(at) == ["a", "b"]
     assert (other.counts.unchanged, other.counts.rejected) == (1, 1)
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """`twin` has the hash of `a`."""
+    real = hash64
+
+    def clashing(values):
+        return real(pa.array(["a" if value == "twin" else value for value in values.to_pylist()], pa.string()))
+
+    for module in ("pipeline.plan", "pipeline.table.commit", "pipeline.table.contents", "tests.table.test_commit"):
+        monkeypatch.setattr(f"{module}.hash64", clashing)
+
+
+class Listed:
+    source, metadata = "s", None
+
+    def __init__(self, *items):
+        self.items = items
+
+    def list(self):
+        ids, versions = zip(*self.items, strict=True)
+        return pa.table([ids, versions, [1] * len(ids), ids], schema=LISTING)
+
+
+def planned(at, *items):
+    contents = read_contents(at, at.require(), source="s")
+    return plan(Listed(*items), contents, fingerprint="test", notes={}, chunk_rows=None, retry_rejects=False)
+
+
+def test_an_id_with_the_hash_of_another_comes_in_and_neither_takes_the_place_of_the_other(at, twins):
+    committer(at).commit([receipt_of(at, ["a", "b"], chunk="1")])
+    todo = planned(at, ("a", "1"), ("b", "1"), ("twin", "2"))
+    assert (todo.unchanged, todo.changed, len(todo.vanished_ids)) == (2, 1, 0), "it looks changed"
+    one = committer(at)
+    one.commit([receipt_of(at, ["twin"], version="2", chunk="2", changed=["twin"])])
+    rows = at.require().to_table(columns=["id", "_version"]).to_pylist()
+    assert {row["id"]: row["_version"] for row in rows} == {"a": "1", "b": "1", "twin": "2"} and len(rows) == 3
+    again = planned(at, ("a", "1"), ("b", "1"), ("twin", "2"))
+    assert (again.unchanged, again.changed) == (2, 1), "one of the two is embedded on every run"
+    committer(at).delete(["twin"])
+    assert ids_in(at) == ["a", "b"]
+
+
+def test_of_two_new_ids_with_one_hash_one_is_a_reject_and_the_counts_add_up(at, twins):
+    one = committer(at)
+    one.commit([receipt_of(at, ["a"], chunk="1"), receipt_of(at, ["twin"], version="2", chunk="2")])
+    assert ids_in(at) == ["a"]
+    assert (one.counts.written, one.counts.rejected) == (1, 1)
+    assert [(row["id"], row["reason"]) for row in at.open(".rejects").to_table().to_pylist()] == [("twin", "duplicate_id")]
+
+
+def test_an_item_that_is_there_is_never_taken_for_vanished_because_its_twin_is_gone(at, twins):
+    committer(at).commit([receipt_of(at, ["a", "b"], chunk="1")])
+    committer(at).commit([receipt_of(at, ["twin"], version="2", chunk="2", changed=["twin"])])
+    assert len(planned(at, ("twin", "2"), ("b", "1")).vanished_ids) == 0
 
 
 def test_many_threads_with_overlapping_work_leave_each_row_once(at):

@@ -15,7 +15,8 @@ from pathlib import Path
 from benchmarks.faults import disk, items, page, processes, races, reruns
 from benchmarks.faults.page import RESULTS, Fault
 
-LIMIT_S = 420
+LIMIT_S = 1800
+"""Of a fault that hangs. On busy cores a start of Ray takes most of a minute, and `driver_killed` needs eight."""
 
 EMBED, KILLED, COMMIT = "tests/jobs/test_embed.py", "tests/jobs/test_embed_killed.py", "tests/table/test_commit.py"
 GUARANTEES = "tests/test_guarantees.py"
@@ -69,12 +70,18 @@ def main() -> None:
     if HERE in sys.argv:
         run_here(names[wanted[0]])
         return
+    broken = []
     for name in wanted:
         lines = run_apart(name)
+        if lines is None:
+            broken.append(name)
+            continue
         print(lines, end="", flush=True)
         kept = [line for line in RESULTS.read_text().splitlines(keepends=True) if json.loads(line)["fault"] != name] if RESULTS.exists() else []
         RESULTS.write_text("".join(kept) + lines)
     page.write(PROOFS)
+    if broken:
+        sys.exit(f"did not run to their end, and keep their old outcomes: {', '.join(broken)}")
 
 
 def run_here(fault: Fault) -> None:
@@ -84,8 +91,8 @@ def run_here(fault: Fault) -> None:
             print(page.line(fault, outcome), flush=True)
 
 
-def run_apart(name: str) -> str:
-    """One fault in a process of its own; its lines. Ended with all it started after LIMIT_S seconds."""
+def run_apart(name: str) -> str | None:
+    """One fault in a process of its own; its lines, or None if it broke off. Ended with all it started after LIMIT_S seconds."""
     namespace = disk.NAMESPACE if name == disk.disk_full.__name__ else []
     command = [*namespace, sys.executable, "-m", "benchmarks.faults", name, HERE]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -95,7 +102,8 @@ def run_apart(name: str) -> str:
         os.killpg(process.pid, signal.SIGKILL)
         lines, _ = process.communicate()
     if process.returncode:
-        sys.exit(f"{name} did not run to its end (exit {process.returncode}, limit {LIMIT_S} s)")
+        print(f"{name} did not run to its end (exit {process.returncode}, limit {LIMIT_S} s)", file=sys.stderr)
+        return None
     return "".join(line for line in lines.splitlines(keepends=True) if line.startswith("{"))  # Ray's workers print here too
 
 

@@ -83,16 +83,26 @@ class TiledJpeg:
         offset = int(stored.offsets[index])
         if offset < 0 or offset + length > self._ranges.size:
             raise BadTile(f"{where}: the file ends before it; it has {self._ranges.size} bytes, and the tile is at {offset} to {offset + length}")
-        data = self._ranges.read(offset, length)
         memory = self._kept.room()
         tile = memory[: stored.tile_height * stored.tile_width * 3].reshape(stored.tile_height, stored.tile_width, 3)
         try:
-            decode(data, self._before[level], into=tile, where=where)
+            self._decode((offset, length), self._before[level], into=tile, where=where)
             _put(tile[part], target)
         except BaseException:
             self._kept.give_back(memory)
             raise
         self._kept.keep((level, index), memory, tile)
+
+    def _decode(self, place: tuple[int, int], before: bytes, *, into: np.ndarray, where: str) -> None:
+        """Decode what is stored at `place` (offset, length), after another reading if it comes damaged: that may pass, and damage is written down."""
+        data = self._ranges.read(*place)
+        try:
+            decode(data, before, into=into, where=where)
+        except BadTile:
+            again = self._ranges.read(*place)
+            if again == data:
+                raise
+            decode(again, before, into=into, where=where)
 
     def close(self) -> None:
         """Give the file and the kept tiles back."""

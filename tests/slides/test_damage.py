@@ -65,6 +65,27 @@ def test_a_damaged_tile_costs_only_itself(tmp_path, image, write, damage, fast):
         assert np.array_equal(slide.read(SOUND, level=0, size=(256, 256)), before)
 
 
+def test_a_tile_that_comes_damaged_once_is_read_again(whole):
+    """What a store or a network disk garbled once was written down as damage of the slide, for every later run."""
+
+    class Garbled:
+        def __init__(self, ranges, times):
+            self.ranges, self.times, self.size = ranges, times, ranges.size
+
+        def read(self, offset, length):
+            self.times -= 1
+            return self.ranges.read(offset, length) if self.times < 0 else bytes([self.times]) * length
+
+    expected = open_slide(str(whole)).read(SOUND, level=0, size=(256, 256))
+    slide = open_slide(str(whole))
+    slide._ranges = Garbled(slide._ranges, times=1)
+    slide._kept = type(slide._kept)(4, 256 * 256 * 3)
+    assert np.array_equal(slide.read(SOUND, level=0, size=(256, 256)), expected)
+    slide._ranges.times = 2
+    with pytest.raises(BadTile):
+        slide.read((SOUND[0] + 512, SOUND[1]), level=0, size=(256, 256))
+
+
 def test_a_slide_of_nothing_but_damaged_tiles_says_that_nothing_was_compared(tmp_path, image):
     path = write_svs(tmp_path / "slide.svs", image[:300, :500], downsamples=())
     for place in ((0, 0), (256, 0), (0, 256), (256, 256)):

@@ -6,6 +6,7 @@ A picture that is there already is not drawn again.
 
 import hashlib
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from pipeline.tiles import Grid
 from schemas.slides import REASONS, STATUSES
 
 PICTURES = "pictures"
+OWN = re.compile(r"[0-9a-f]{32}\.(jpg|geojson)")
+"""Names of pictures and outlines; what else lies there is somebody's own."""
 ORDER = ("failed", "needs_mpp", "partial", "no_tissue", "surveyed", "ok", "duplicate", "deleted")
 """Statuses, those that need somebody first."""
 DRAWN_AT_ONCE, READ_AT_ONCE = 8, 100
@@ -52,7 +55,16 @@ def write_page(slides: Iterable[Row], folder: Path, *, grids: Sequence[Grid], ti
     partial = folder / ".index.html.partial"
     partial.write_text(html(rows, title=title, subtitle=subtitle), encoding="utf-8")
     partial.replace(target)  # at once: who has the page open never reloads half of it
+    _sweep(folder, rows)
     return target
+
+
+def _sweep(folder: Path, rows: Sequence[Row]) -> None:
+    """Remove pictures of earlier runs that no slide shows any more: of other grids or masks, and of slides that are gone."""
+    shown = {row[name] for row in rows for name in ("picture", "outline")}
+    for file in (folder / PICTURES).iterdir():
+        if OWN.fullmatch(file.name) and f"{PICTURES}/{file.name}" not in shown:
+            file.unlink(missing_ok=True)
 
 
 def _drawn(slides: Iterable[Row], folder: Path, grids: Sequence[Grid]) -> Iterator[Row]:

@@ -121,7 +121,7 @@ def test_pictures_lie_beside_the_page_and_are_drawn_once(tmp_path):
     write_page(iter(rows), tmp_path / "new", grids=GRIDS, title="slides")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "new" / "pictures").iterdir()} == before
     write_page(iter(rows), tmp_path / "new", grids=[Grid(mpp=2.0)], title="slides")
-    assert len(list((tmp_path / "new" / "pictures").glob("*.jpg"))) == 6
+    assert len(set((tmp_path / "new" / "pictures").glob("*.jpg")) - set(before)) == 3
 
 
 def test_the_outline_of_each_slide_can_be_taken_to_qupath(tmp_path):
@@ -131,3 +131,14 @@ def test_the_outline_of_each_slide_can_be_taken_to_qupath(tmp_path):
     assert f'href="pictures/{outline.name}" download="one.geojson"' in text
     ring, here = (np.array(json.loads(found)["features"][0]["geometry"]["coordinates"][0]) for found in (outline.read_text(), row["contour"]))
     np.testing.assert_allclose(here - ring, np.broadcast_to([800, 600], ring.shape), atol=0.11)
+
+
+def test_pictures_that_no_slide_shows_any_more_go_and_somebody_elses_stay(tmp_path):
+    rows = [seen_row(disc(), slide_id="a/x y.svs"), seen_row(disc(radius=60), slide_id="b/x y.svs")]
+    write_page(rows, tmp_path, grids=GRIDS, title="slides")
+    first = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert len(first) == 4, "two slides of one name have pictures of their own"
+    (tmp_path / "pictures" / "mine.jpg").write_bytes(b"")
+    write_page(rows[:1], tmp_path, grids=[Grid(mpp=2.0)], title="slides")
+    left = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert len(left) == 3 and "mine.jpg" in left and not left & first

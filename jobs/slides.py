@@ -14,8 +14,9 @@ from typing import Any
 from pipeline import command
 from pipeline.config import JobFailed
 from pipeline.report import cause_of
+from pipeline.slides.outlook import summary
 from pipeline.slides.report import SlidesReport, problem_of
-from pipeline.slides.run import SlidesJob, Work, list_slides, run_slides, summary
+from pipeline.slides.run import SlidesJob, Work, list_slides, run_slides
 from pipeline.table.ledger import record_run
 
 

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pydantic
@@ -413,27 +412,3 @@ def _begin(work: Work, begin: Callable[[], None]) -> None:
     if not work.begun:
         begin()
         work.begun = True
-
-
-def summary(work: Work) -> dict[str, Any]:
-    """What `--plan` prints."""
-    opened = [slide for slide, _, opens in work.comparison.jobs if opens]
-    known = [row for row in work.comparison.current if row["tiles"] and row["bytes"]]
-    a_byte = sum(row["tiles"] for row in known) / sum(row["bytes"] for row in known) if known else None
-    estimate = None if a_byte is None else round(sum(slide.num_bytes or 0 for slide in opened) * a_byte)
-    return {
-        "job": "slides",
-        "table": work.job.table.path(),
-        "fingerprint": work.encoder.fingerprint,
-        "dim": work.encoder.dim,
-        "listed": len(work.inventory.slides),
-        "to_survey": len(opened),
-        "to_count_anew": len(work.comparison.jobs) - len(opened),
-        "unchanged": sum(row["status"] != "surveyed" for row in work.comparison.current),
-        "to_finish": sum(row["status"] == "surveyed" for row in work.comparison.current),
-        "tiles_to_finish": sum(row["tiles"] or 0 for row in work.comparison.current if row["status"] == "surveyed"),
-        "tiles_estimated": estimate,
-        "gone": len([row for row in work.comparison.vanished if row["status"] != "deleted"]),
-        "slides_to_survey": [slide.slide_id for slide in opened[:20]],
-        "metadata_unmatched": len(work.inventory.unmatched),
-    }

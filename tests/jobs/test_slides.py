@@ -127,6 +127,10 @@ def test_a_plan_opens_and_writes_nothing(lab):
     planned = plan(lab.job())
     assert (planned["unchanged"], planned["to_survey"]) == (1, 1)
     assert planned["tiles_estimated"] == pytest.approx(len(lab.tiles()), rel=0.5)
+    finer = plan(lab.job(grids=[{"mpp": 0.5, "tile_px": 64}]))
+    assert (finer["grids"], finer["to_count_anew"], planned["to_count_anew"]) == (["0.5um/64px"], 1, 0)
+    assert (finer["tiles_to_remove"], planned["tiles_to_remove"]) == (len(lab.tiles()), 0)
+    assert finer["tiles_counted_anew"] == pytest.approx(4 * len(lab.tiles()), rel=0.5)
     # Another folder beside the first is another source, which would write the same slides' rows in turn.
     places = {"uri": [str(lab.folder), str(lab.db)], "suffixes": [".svs", ".lance", ".txn"]}
     with pytest.raises(ConfigError, match=r"set slides\.name to it"):

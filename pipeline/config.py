@@ -112,7 +112,7 @@ def _import(module_name: str, target: str) -> types.ModuleType:
 
 
 def _public(module: types.ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if inspect.isclass(value) or inspect.isfunction(value)]
+    return [name for name, value in vars(module).items() if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))]
 
 
 def _nearest_module(name: str) -> str:

@@ -24,7 +24,7 @@ def open_encoder(
 ) -> Encoder:
     """The encoder that was saved in `folder`, a path or a URI, with the fingerprint it was saved with.
 
-    `width`, `layer`, `cache_dir` and `token_budget` are for vision-language models: see `pipeline.vlm.saved.open_encoder`. Raises
+    `width`, `layer`, `cache_dir` and `token_budget` are for vision-language models: see `pipeline.vlm.saved.open_vlm`. Raises
     ConfigError if a file of it has changed, or if this release would make other vectors of it.
     """
     path = local_copy(folder)
@@ -33,7 +33,7 @@ def open_encoder(
     if not isinstance(values, dict) or "encoder" not in values:
         from pipeline.vlm import saved
 
-        vlm: Encoder = saved.open_encoder(str(path), device=device, **asked)  # type: ignore[arg-type]
+        vlm: Encoder = saved.open_vlm(str(path), device=device, **asked)  # type: ignore[arg-type]
         return vlm
     return _of_folder(path, {name for name, value in asked.items() if value is not None}, device)
 

@@ -10,7 +10,7 @@ from pipeline.vlm.spec import FILE, HEAD, EncoderSpec, digests, load_spec, outsi
 from pipeline.vlm.textimage import Page
 
 
-def open_encoder(
+def open_vlm(
     folder: str,
     *,
     width: int | None = None,

@@ -38,7 +38,7 @@ class Origin(Model):
 
 
 class EncoderSpec(Model):
-    """What is needed to get the same vectors again. See `pipeline.vlm.saved.open_encoder`."""
+    """What is needed to get the same vectors again. See `pipeline.vlm.saved.open_vlm`."""
 
     format: int = FORMAT
     """Of this file."""

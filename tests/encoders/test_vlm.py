@@ -182,7 +182,7 @@ def test_a_saved_encoder_is_opened_with_everything(folder, tmp_path):
     sealed(EncoderSpec(head=shape, page=page, reading=reading, prompt=prompt, dtype="bfloat16"), saved).save(saved)
     trained = {"shape": shape, "weights": str(saved / HEAD)}
     wanted = Vlm(str(folder), device="cpu", head=trained, page=page, reading=reading, prompt=prompt, dtype="bfloat16")
-    found = Ref(target="pipeline.vlm.saved:open_encoder", args={"folder": str(saved), "device": "cpu"}).build()
+    found = Ref(target="pipeline.vlm.saved:open_vlm", args={"folder": str(saved), "device": "cpu"}).build()
     assert (found.fingerprint, found.dim) == (wanted.fingerprint, 16)
     for ours, theirs in ((found, wanted), (found.for_queries(), wanted.for_queries())):
         assert np.abs(ours.encode_messages(MESSAGES[:3]) - theirs.encode_messages(MESSAGES[:3])).max() < 1e-6

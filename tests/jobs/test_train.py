@@ -27,7 +27,7 @@ from pipeline.training.journal import Journal
 from pipeline.training.loop import train
 from pipeline.training.run import finished, held
 from pipeline.vlm.message import Message
-from pipeline.vlm.saved import open_encoder
+from pipeline.vlm.saved import open_vlm
 from tests.training.pairs import Folder, deadly, job_values, losses, rows, write_pairs
 from tests.vlm.models import save_model
 
@@ -196,13 +196,13 @@ def test_the_encoder_fills_a_table_and_a_query_finds_its_row(place, killed_worke
     (place / "texts").mkdir()
     for name in ("RED CAT", "BLUE MOON", "GREEN TEA"):
         (place / "texts" / f"{name}.txt").write_text(name)
-    encoder = {"target": "pipeline.vlm.saved:open_encoder", "args": {"folder": killed_worker.encoder}}
+    encoder = {"target": "pipeline.vlm.saved:open_vlm", "args": {"folder": killed_worker.encoder}}
     source = {"target": "pipeline.readers.text:TextFiles", "args": {"uri": str(place / "texts")}}
     table = {"uri": str(place / "vectors"), "name": "t"}
     report = embed(EmbedJob.model_validate({"source": source, "encoder": encoder, "table": table, "compute": {"cpus": 1}}))
     assert (report.written, report.fingerprint) == (3, killed_worker.fingerprint)
     found = TableAt(**table).require().to_table(columns=["text", "vector"]).to_pylist()
-    query = open_encoder(killed_worker.encoder).for_queries().encode_messages([Message("BLUE MOON")])[0]
+    query = open_vlm(killed_worker.encoder).for_queries().encode_messages([Message("BLUE MOON")])[0]
     scores = {row["text"]: float(np.dot(row["vector"], query)) for row in found}
     assert max(scores, key=scores.get) == "BLUE MOON"
 

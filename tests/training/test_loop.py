@@ -14,7 +14,7 @@ from pipeline.training.loop import train
 from pipeline.training.ranks import run_on_ranks
 from pipeline.training.settings import Optimisation
 from pipeline.vlm.message import Message
-from pipeline.vlm.saved import open_encoder
+from pipeline.vlm.saved import open_vlm
 from tests.training.pairs import Folder, Stopped, job_values, journal, losses, rows, write_pairs
 from tests.vlm.models import save_model
 
@@ -84,7 +84,7 @@ def test_an_interrupted_run_on_two_workers_goes_on_with_one_as_if_nothing_had_be
     np.testing.assert_allclose([first[step] for step in range(6)], [second[step] for step in range(6)], rtol=1e-4)
     assert outcome.before == pytest.approx(whole[0].before, abs=1e-6)
     assert outcome.best_step == whole[0].best_step
-    ours, theirs = (open_encoder(each).encode_messages([Message("red cat"), Message("moon")]) for each in (outcome.encoder, whole[0].encoder))
+    ours, theirs = (open_vlm(each).encode_messages([Message("red cat"), Message("moon")]) for each in (outcome.encoder, whole[0].encoder))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -102,7 +102,7 @@ def test_what_is_saved_is_the_encoder_that_was_measured_best(place, whole):
     held = {line["step"]: line["held_out"]["recall@3"] for line in journal(folder) if "held_out" in line}
     assert outcome.best_step == max(held, key=lambda step: (held[step], -step))
     assert outcome.after["held/recall@3"] == held[outcome.best_step]
-    encoder = open_encoder(outcome.encoder)
+    encoder = open_vlm(outcome.encoder)
     assert encoder.fingerprint == outcome.fingerprint
     lines = [json.loads(line) for line in (place / "held.jsonl").read_text().splitlines()]
     texts = [row for row in lines if not row["qry_image_path"]]
@@ -120,7 +120,7 @@ def test_the_instruction_of_all_rows_is_saved_with_the_encoder_and_different_one
     assert not caplog.records
     Path(task.folder).mkdir(parents=True)
     outcome = train(task, Folder(f"{task.folder}/checkpoints"), CPU)
-    lineage = open_encoder(outcome.encoder).lineage
+    lineage = open_vlm(outcome.encoder).lineage
     assert (lineage["query_instruction"], lineage["instruction"]) == ("Find.", "Own.")
     two = [words | {"instruction_q": "Find."}, words | {"name": "other", "instruction_q": "Search."}]
     found = _task(TrainJob.model_validate(values | {"data": two}))
@@ -136,7 +136,7 @@ def test_a_lora_adapter_is_trained_alone_and_comes_merged(place):
     outcome, folder = in_one_go(place, "lora", model=model, optimisation={"steps": 2, "learning_rate": 0.01}, mixture={"batch_size": 4})
     state = torch.load(f"{folder}/checkpoints/step-0002/state.pt", weights_only=True)
     assert state["weights"] and all("lora_" in name for name in state["weights"])
-    before = open_encoder(outcome.encoder).encode_messages([Message("red cat")])
+    before = open_vlm(outcome.encoder).encode_messages([Message("red cat")])
     assert before.shape == (1, 32)
     assert (place / "runs" / "lora" / "encoder" / "adapter" / "adapter_config.json").is_file()
 

@@ -25,7 +25,7 @@ from pipeline.training.ranks import run_on_ranks
 from pipeline.training.remembered import Remembered
 from pipeline.vlm.card import Card, DataSource
 from pipeline.vlm.message import Message
-from pipeline.vlm.saved import open_encoder as open_vlm
+from pipeline.vlm.saved import open_vlm
 from tests.encoders.models import TINY_CLIP, items_of, save_bert, save_open_clip
 from tests.training.pairs import Folder, Stopped, losses, picture_values, write_pictures
 

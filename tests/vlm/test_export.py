@@ -21,7 +21,7 @@ from pipeline.vlm.merged import merged
 from pipeline.vlm.message import Message
 from pipeline.vlm.preparer import Preparer
 from pipeline.vlm.reading import read
-from pipeline.vlm.saved import open_encoder
+from pipeline.vlm.saved import open_vlm
 from pipeline.vlm.settings import Prompt, Reading, Sizes
 from pipeline.vlm.spec import HEAD, EncoderSpec, Origin, load_spec
 from pipeline.vlm.templates import template_of
@@ -59,7 +59,7 @@ def saved(folder_of, tmp_path, family="qwen2_vl", *, rank=None, **settings):
 def both_give_the_same(folder, *, dim=WIDTH):
     """Compare sentence-transformers with our own encoder: texts, images, both, alone and mixed, documents and queries."""
     assert (folder / "modules.json").exists()
-    ours, theirs = open_encoder(str(folder)), SentenceTransformer(str(folder), device="cpu")
+    ours, theirs = open_vlm(str(folder)), SentenceTransformer(str(folder), device="cpu")
     pictures = [Image.fromarray(image) for image in IMAGES]
     cases = {
         "texts": (TEXTS, [Message(text) for text in TEXTS]),
@@ -211,7 +211,7 @@ def test_a_trained_head_is_saved_and_gives_its_vectors_again(folder_of, tmp_path
     head = head_of(spec.head, WIDTH, layers=3)
     save_encoder(tmp_path / "encoder", backbone.model, preparer=preparer, spec=spec, card=CARD, head=head)
     assert HEAD in load_spec(tmp_path / "encoder").files
-    encoder = open_encoder(str(tmp_path / "encoder"))
+    encoder = open_vlm(str(tmp_path / "encoder"))
     messages = [Message("a cat"), Message("a longer text", (IMAGES[0],))]
     rows = [preparer.read(message, template_of("plain")) for message in messages]
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_drawn_texts_are_saved_with_their_font(folder_of, tmp_path):
     page = Page(width_px=64, font=str(tmp_path / "mine.ttf"))
     folder = saved(folder_of, tmp_path, page=page)
     (tmp_path / "mine.ttf").unlink()
-    encoder, plain = open_encoder(str(folder)), open_encoder(str(saved(folder_of, tmp_path / "plain")))
+    encoder, plain = open_vlm(str(folder)), open_vlm(str(saved(folder_of, tmp_path / "plain")))
     assert load_spec(folder).page.font == "font.ttf"
     drawn = draw("a cat", Page(width_px=64)).image
     np.testing.assert_allclose(encoder.encode_messages([Message("a cat")]), plain.encode_messages([Message("", (drawn,))]), rtol=0, atol=1e-6)

@@ -8,7 +8,7 @@ from pipeline.config import ConfigError
 from pipeline.encoders.vlm import Vlm
 from pipeline.vlm.heads import HeadShape
 from pipeline.vlm.message import Message
-from pipeline.vlm.saved import open_encoder, sealed
+from pipeline.vlm.saved import open_vlm, sealed
 from pipeline.vlm.settings import Prompt, Reading, Sizes
 from pipeline.vlm.spec import FILE, FORMAT, EncoderSpec, Origin, load_spec
 from pipeline.vlm.textimage import Page
@@ -42,29 +42,29 @@ def test_a_spec_is_what_was_saved(folder):
 
 
 def test_a_saved_encoder_is_the_one_that_a_job_file_would_spell_out(folder):
-    saved, spelt = open_encoder(str(folder)), Vlm(str(folder), **{name: value.model_dump() for name, value in SETTINGS.items()})
+    saved, spelt = open_vlm(str(folder)), Vlm(str(folder), **{name: value.model_dump() for name, value in SETTINGS.items()})
     assert saved.fingerprint == spelt.fingerprint == load_spec(folder).fingerprint
     assert saved.lineage == spelt.lineage and saved.dim == 16
 
 
 def test_a_trained_width_or_layer_may_be_asked_for_and_is_another_encoder(folder):
-    saved, wide = open_encoder(str(folder)), open_encoder(str(folder), width=32)
+    saved, wide = open_vlm(str(folder)), open_vlm(str(folder), width=32)
     assert (saved.dim, wide.dim) == (16, 32) and saved.fingerprint != wide.fingerprint
-    assert open_encoder(str(folder), width=16).fingerprint == saved.fingerprint
+    assert open_vlm(str(folder), width=16).fingerprint == saved.fingerprint
     message = Message("a cat")
     long = wide.encode_messages([message])[0, :16]
     np.testing.assert_allclose(saved.encode_messages([message])[0], long / np.linalg.norm(long), rtol=0, atol=1e-6)
     with pytest.raises(ConfigError, match="width=24 was not trained; trained are 16, 32"):
-        open_encoder(str(folder), width=24)
+        open_vlm(str(folder), width=24)
     with pytest.raises(ConfigError, match="layer=2 was not trained; trained are none but the one it was saved with"):
-        open_encoder(str(folder), layer=2)
+        open_vlm(str(folder), layer=2)
 
 
 def test_a_folder_may_be_moved(folder, tmp_path):
     before = load_spec(folder)
     moved = shutil.move(folder, tmp_path / "elsewhere" / "deeper")
     assert load_spec(moved) == before
-    assert open_encoder(str(moved)).fingerprint == before.fingerprint
+    assert open_vlm(str(moved)).fingerprint == before.fingerprint
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -73,7 +73,7 @@ def test_a_changed_file_is_named(folder, name):
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{name} is not the file that was saved \(sha256 "):
-        open_encoder(str(folder))
+        open_vlm(str(folder))
 
 
 def test_a_missing_file_and_one_that_came_are_named(folder):
@@ -113,7 +113,7 @@ def test_a_newer_format_is_refused_with_what_to_do(folder):
 def test_an_edited_setting_is_found_by_the_fingerprint(folder):
     edited(folder, prompt={"template": "plain", "query_instruction": "Find them."})
     with pytest.raises(ConfigError, match="it was edited, or this release reads it otherwise"):
-        open_encoder(str(folder))
+        open_vlm(str(folder))
 
 
 def test_a_folder_without_a_spec_and_a_broken_one_are_refused(tmp_path):
@@ -150,15 +150,15 @@ def test_a_base_outside_the_folder_is_compared_too(folder_of, tmp_path):
     spec = sealed(EncoderSpec(base=Origin(model=str(outside))), own)
     spec.save(own)
     assert list(spec.base.files) == ["model.safetensors"]
-    assert open_encoder(str(own)).fingerprint == Vlm(str(outside)).fingerprint
+    assert open_vlm(str(own)).fingerprint == Vlm(str(outside)).fingerprint
     content = bytearray((outside / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (outside / "model.safetensors").write_bytes(content)
     with pytest.raises(ConfigError, match=r"base/model.safetensors is not the file that was saved"):
-        open_encoder(str(own))
+        open_vlm(str(own))
     shutil.rmtree(outside)
     with pytest.raises(ConfigError, match=r"the base model's folder .* is not there"):
-        open_encoder(str(own))
+        open_vlm(str(own))
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,10 @@ def test_what_a_killed_driver_leaves_is_noted_and_gone_after_the_rerun(tmp_path,
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     time.sleep(2)  # its workers end
-    left = findings(run(verify_job(tmp_path)))
+    report = run(verify_job(tmp_path))
+    left, chunks = findings(report), report.facts.chunks
+    assert (chunks.planned, chunks.present, chunks.rowless) == (8, 0, 0)
+    assert chunks.staged >= 2 and chunks.missing >= 1 and chunks.staged + chunks.missing == 8
     assert left.pop("unreferenced_files", 0) <= 2, "fragments whose receipt was not written"
     assert left.pop("staged_receipts") >= 8
     assert left.pop("leftovers", 0) <= 2, "journals of the chunks in hand"
@@ -202,8 +205,8 @@ def test_what_a_killed_driver_leaves_is_noted_and_gone_after_the_rerun(tmp_path,
     assert rerun.returncode == 0, err[-2000:]
     assert json.loads(out)["adopted"] >= 8
     after = run(verify_job(tmp_path))
-    assert set(findings(after)) <= {"unreferenced_files"}
-    assert (after.facts.rows, after.facts.ids) == (30, 30)
+    assert set(findings(after)) <= {"unreferenced_files", "leftovers"}
+    assert (after.facts.rows, after.facts.ids, after.facts.chunks.present, after.facts.chunks.missing) == (30, 30, 8, 0)
 
 
 def test_repairs_beside_a_running_embed_lose_nothing(tmp_path, texts):

@@ -146,9 +146,9 @@ def _checked(job: VerifyJob) -> Ref | None:
         if job.sample or job.encoder:
             raise ConfigError("sample and encoder are for comparing with a source; give `source` as in the embed job")
         return None
-    job.source.build()
+    job.source.build("source", "metadata", "list", "read")
     encoder = job.encoder or encoder_of(job.table)
-    encoder.build()
+    encoder.build("dim", "fingerprint", "encode")
     return encoder
 
 

@@ -6,7 +6,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,14 +60,21 @@ class Ref(Model):
             raise ConfigError(f"{self.target}: {error}{nearest(wrong, names)}; it takes {inspect.signature(target)}") from error
         return target
 
-    def build(self) -> Any:
-        """The object itself. Raises ConfigError if its constructor does, or refuses a value."""
+    def build(self, *needs: str) -> Any:
+        """The object itself. Raises ConfigError if its constructor does, or refuses a value, or if it lacks what it `needs` to have."""
         target = self.load()
         args = {**self.args, **{name: ref.build() for name, ref in self.within().items()}}
         try:
-            return target(**args)
+            built = target(**args)
         except (TypeError, ValueError, OSError) as error:
             raise ConfigError(f"{self.target}: {error}") from error
+        # The class first: a property may be known later only.
+        lacking = [name for name in needs if not hasattr(type(built), name) and not hasattr(built, name)]
+        if lacking:
+            raise ConfigError(
+                f"{self.target} is not what is wanted in this place of the job file: it has no {', '.join(lacking)}; name another target"
+            )
+        return built
 
     def within(self) -> dict[str, "Ref"]:
         """The arguments that are references themselves, by name. Raises ConfigError for one with a wrong key."""
@@ -77,7 +84,7 @@ class Ref(Model):
         try:
             return Ref.model_validate(value)
         except pydantic.ValidationError as error:
-            raise ConfigError("\n".join(f"{self.target}: {name}.{_explain(Ref, problem)}" for problem in error.errors())) from None
+            raise ConfigError("\n".join(f"{self.target}: {_explain(Ref, problem, within=name)}" for problem in error.errors())) from None
 
 
 def _is_ref(value: Any) -> bool:
@@ -226,16 +233,26 @@ def _verbatim(text: str, kind: Any) -> str | None:
     return None if text == "null" and kind is not str else text
 
 
-def _explain(model: type[Model], problem: Any) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).removeprefix(".")
+def _explain(model: type[Model], problem: Any, *, within: str = "") -> str:
+    where = (within + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])).removeprefix(".")
     if problem["type"] == "extra_forbidden":
-        section = section_of(model, problem["loc"][:-1])
-        names = list(section.model_fields) if section else []
+        found = section_of(model, problem["loc"][:-1])
+        names = list(found.model_fields) if found else []
         return f"{where}: unknown key{nearest(str(problem['loc'][-1]), names)}; the keys here are {', '.join(names)}"
     if problem["type"] == "missing":
         return f"{where}: required, and not given"
-    got = "" if hides(problem["loc"]) else f" (got {without_secrets(problem['input'])!r})"
-    return f"{where}: {problem['msg']}{got}"
+    said = problem["msg"].removeprefix("Value error, ")
+    # A section as a whole is no help, and may be long.
+    shown = not hides(problem["loc"]) and not isinstance(problem["input"], dict)
+    return f"{where}: {said}".removeprefix(": ") + (f" (got {without_secrets(problem['input'])!r})" if shown else "")
+
+
+def section(model: type[T], given: Any, name: str) -> T:
+    """The section that an argument is: a mapping of its keys, the section itself, or None. Raises ConfigError as `load` does."""
+    try:
+        return model.model_validate({} if given is None else dict(given) if isinstance(given, Mapping) else given)
+    except pydantic.ValidationError as error:
+        raise ConfigError("\n".join(_explain(model, problem, within=name) for problem in error.errors())) from None
 
 
 def section_of(model: type[Model], location: tuple[Any, ...]) -> type[Model] | None:

@@ -83,7 +83,7 @@ class Prepared:
 
 def encoder_for(encoder_ref: Ref, table: VectorTable) -> Encoder:
     """Build the encoder. Raises ConfigError if the table holds another one's vectors."""
-    encoder: Encoder = encoder_ref.build()
+    encoder: Encoder = encoder_ref.build("dim", "fingerprint", "encode")
     dataset = table.open()
     if dataset is not None:
         refuse_foreign(dataset, encoder, table)
@@ -93,7 +93,7 @@ def encoder_for(encoder_ref: Ref, table: VectorTable) -> Encoder:
 def prepare(source: Ref, encoder_ref: Ref, table: VectorTable, *, sync: Sync, chunk_rows: int | None) -> Prepared:
     """Build reader and encoder, look at the table, list the source and subtract. Raises ConfigError for whatever the job file can fix."""
     encoder = encoder_for(encoder_ref, table)
-    return prepare_of(source.build(), encoder, table, sync=sync, chunk_rows=chunk_rows)
+    return prepare_of(source.build("source", "metadata", "list", "read"), encoder, table, sync=sync, chunk_rows=chunk_rows)
 
 
 def prepare_of(reader: Reader, encoder: Encoder, table: VectorTable, *, sync: Sync, chunk_rows: int | None) -> Prepared:

@@ -141,7 +141,7 @@ def query_encoder(at: TableAt, fingerprint: str, *, ref: Ref | None = None) -> E
             f"{at.models_path} has no row for the fingerprint {fingerprint} of table {at.name!r}; name the encoder that made it: encoder.target=..."
         )
     made = ref or Ref(target=model["target"], args=json.loads(model["args"]))  # type: ignore[index]
-    built = made.build()
+    built = made.build("dim", "fingerprint", "encode")
     if built.fingerprint != fingerprint:
         raise ConfigError(_foreign(at, fingerprint, model, made, built, given=ref is not None))
     encoder: Encoder = built.for_queries() if hasattr(built, "for_queries") else built

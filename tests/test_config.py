@@ -16,11 +16,14 @@ from jobs.index import IndexJob
 from jobs.search import SearchJob
 from jobs.slides import SlidesJob
 from jobs.train import TrainJob
-from pipeline.config import ConfigError, Ref, imported, load
+from pipeline.config import ConfigError, Ref, imported, load, section
+from pipeline.fill import VectorTable, encoder_for
 from pipeline.keys import arguments, keys
+from pipeline.pairs.prepare import Dataset, prepare
 from pipeline.redact import dropping_secrets, without_secrets
 from pipeline.table.at import TableAt
 from pipeline.table.swap import self_test
+from pipeline.training.lora import Lora
 
 ROOT = Path(__file__).parent.parent
 EMBED_FILES = [ROOT / "jobs/embed.yaml", ROOT / "demo/photos.yaml", ROOT / "demo/products.yaml"]
@@ -338,3 +341,42 @@ def test_help_offers_a_plan_only_where_there_is_one():
     asked = {name: [sys.executable, "-m", "jobs", name, "--help"] for name in ("search", "embed")}
     offers = {name: subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for name, command in asked.items()}
     assert "--plan" in offers["embed"] and "--plan" not in offers["search"] and "--keys" in offers["search"]
+
+
+MISPLACED = [
+    ("pipeline.readers.text:TextFiles", {"uri": "."}, "dim, fingerprint, encode"),
+    ("pipeline.training.infonce:InfoNCE", {}, "dim, fingerprint, encode"),
+]
+
+
+@pytest.mark.parametrize(("target", "args", "lacks"), MISPLACED)
+def test_what_stands_in_the_wrong_place_is_told_what_it_lacks(target, args, lacks):
+    """A reader in the encoder's place was an AttributeError in the midst of the plan."""
+    with pytest.raises(ConfigError, match=f"^{target} is not what is wanted in this place of the job file: it has no {lacks}"):
+        encoder_for(Ref(target=target, args=args), VectorTable(uri="none", name="t"))
+
+
+def test_a_reader_of_items_among_training_data_is_told_what_it_lacks(tmp_path):
+    dataset = Dataset(name="x", reader=Ref(target="pipeline.readers.text:TextFiles", args={"uri": str(tmp_path)}))
+    with pytest.raises(ConfigError, match=r"it has no (split, )?uses"):
+        prepare(dataset, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rnk": 3}, r"^lora\.rnk: unknown key; did you mean 'rank'\?"),
+        ({"rank": 0}, r"^lora\.rank: .* \(got 0\)$"),
+        ("q_proj", r"^lora: .* \(got 'q_proj'\)$"),
+    ],
+)
+def test_sections_of_arguments_name_the_nearest_key(given, words):
+    """Of a training run's they said that extra inputs are not permitted."""
+    with pytest.raises(ConfigError, match=words):
+        section(Lora, given, "lora")
+
+
+def test_what_concerns_a_whole_section_is_told_in_its_own_words(job):
+    with pytest.raises(ConfigError) as told:
+        load(SearchJob, None, ["table={uri: db, name: t}"])
+    assert str(told.value).startswith("nothing is looked for: give query.text")

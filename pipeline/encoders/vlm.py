@@ -8,14 +8,13 @@ import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pydantic
 import torch
 
-from pipeline.config import ConfigError, Model, nearest
+from pipeline.config import ConfigError, section
 from pipeline.encoders.lineage import fingerprint_of
 from pipeline.encoders.local_copy import local_copy
 from pipeline.encoders.once import Once
@@ -43,7 +42,6 @@ Measured on a CPU with random weights: 4e-7, 0.0125 and 0.0015 at most for model
 """
 
 Parts = Literal["all", "image", "text"]
-S = TypeVar("S", bound=Model)
 
 
 class Vlm:
@@ -83,15 +81,15 @@ class Vlm:
             raise ConfigError(f"token_budget={token_budget} must be at least 1")
         base = base_of(model, revision, cache_dir)
         lora = None if adapter is None else local_copy(adapter)
-        self._reading = complete(_section(Reading, reading, "reading"), base)
+        self._reading = complete(section(Reading, reading, "reading"), base)
         self._of, self._query, self._token_budget = of, False, token_budget
-        asked = _section(Prompt, prompt, "prompt")
+        asked = section(Prompt, prompt, "prompt")
         template = template_of(asked.template)
         self._template = template if self._reading.prepending is None else with_placeholder(template)
         self._instruction, self._query_instruction = _instructions(asked, self._template)
-        sized = _section(Sizes, sizes, "sizes")
-        trained = None if head is None else _section(TrainedHead, head, "head")
-        self._page = None if page is None else _section(Page, page, "page")
+        sized = section(Sizes, sizes, "sizes")
+        trained = None if head is None else section(TrainedHead, head, "head")
+        self._page = None if page is None else section(Page, page, "page")
         self._preparer = Once(functools.partial(Preparer, base, sized))
         self._backbone = Once(functools.partial(_load, base, self._preparer, dtype=dtype, device=device, adapter=lora, reading=self._reading))
         self._head = Once(functools.partial(_load_head, trained, self._backbone, self._reading))
@@ -168,24 +166,6 @@ def _load(base: Base, preparer: Once[Preparer], *, dtype: str, device: str | Non
 def _load_head(trained: TrainedHead | None, backbone: Once[Backbone], reading: Reading) -> Head | None:
     loaded = backbone()
     return None if trained is None else trained.load(loaded.hidden_size, layers=reading.layer or loaded.num_layers, device=loaded.device)
-
-
-def _section(model: type[S], given: Mapping[str, Any] | S | None, name: str) -> S:
-    """A section of settings. Raises ConfigError naming each wrong key and the nearest right one."""
-    if isinstance(given, model):
-        return given
-    try:
-        return model.model_validate(dict(given or {}))  # type: ignore[arg-type]
-    except pydantic.ValidationError as error:
-        problems = [_problem(name, tuple(model.model_fields), problem) for problem in error.errors()]
-        raise ConfigError("\n".join(problems)) from None
-
-
-def _problem(section: str, names: tuple[str, ...], problem: Any) -> str:
-    key = str(problem["loc"][0]) if problem["loc"] else ""
-    if problem["type"] == "extra_forbidden":
-        return f"{section}.{key}: unknown key{nearest(key, names)}; the keys here are {', '.join(names)}"
-    return f"{section}.{key}: {problem['msg']} (got {problem['input']!r})"
 
 
 def complete(reading: Reading, base: Base) -> Reading:

@@ -68,7 +68,7 @@ def prepare(dataset: Dataset, folder: str, storage_options: dict[str, str] | Non
 
     Raises ConfigError if the source cannot be read, more than `max_rejects` of its rows are bad (the first are named), or none is good.
     """
-    reader: PairReader = dataset.reader.build()
+    reader: PairReader = dataset.reader.build("list", "split", "read", "uses")
     units = reader.list()
     mark = fingerprint(dataset, units)
     options = storage_options or {}

@@ -104,7 +104,7 @@ def list_slides(job: SlidesJob) -> Work:
     encoder = encoder_for(job.encoder, job.table)
     if "image" not in getattr(encoder, "inputs", frozenset({"image"})):
         raise ConfigError(f"encoder {job.encoder.target} takes no images, and tiles are images; name another one")
-    job.survey.mask.build()
+    job.survey.mask.build("__call__")
     inventory = take_inventory(job.slides)
     look = Look(
         survey=job.survey,

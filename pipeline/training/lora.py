@@ -6,7 +6,7 @@ from typing import Any
 import pydantic
 from torch import nn
 
-from pipeline.config import ConfigError, Model
+from pipeline.config import ConfigError, Model, section
 
 
 class Lora(Model):
@@ -22,11 +22,7 @@ class Lora(Model):
 
 def lora_of(given: Mapping[str, Any]) -> Lora:
     """Raises ConfigError naming each wrong key."""
-    try:
-        return Lora.model_validate(dict(given))
-    except pydantic.ValidationError as error:
-        problems = (f"lora.{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})" for problem in error.errors())
-        raise ConfigError("\n".join(problems)) from None
+    return section(Lora, given, "lora")
 
 
 def adapted(model: nn.Module, lora: Lora) -> nn.Module:

@@ -60,8 +60,8 @@ class Layered(Protocol):
 
 def built(model: Ref, loss: Ref) -> tuple[Trainable, Callable[..., Tensor]]:
     """Both, without weights; the model knows at which layers and widths the loss looks. Raises ConfigError if it has no such thing."""
-    trainable: Trainable = model.build()
-    made = loss.build()
+    trainable: Trainable = model.build("load", "prepare", "embed", "save")
+    made = loss.build("__call__")
     cuts = getattr(made, "cuts", None)
     if cuts is not None:
         if not hasattr(trainable, "learn_at"):

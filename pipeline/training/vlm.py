@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pydantic
 import torch
 from torch import nn
 
-from pipeline.config import ConfigError, Model
+from pipeline.config import ConfigError, section
 from pipeline.encoders.precision import Dtype, check_dtype
 from pipeline.encoders.vlm import complete
 from pipeline.training.batches import Told
@@ -28,8 +27,6 @@ from pipeline.vlm.reading import Head, read, read_layers
 from pipeline.vlm.settings import Prompt, Reading, Sizes
 from pipeline.vlm.spec import EncoderSpec
 from pipeline.vlm.templates import template_of, with_placeholder
-
-S = TypeVar("S", bound=Model)
 
 TEXT_TOKENS = 256
 """So many tokens must be left for text beside the largest image, or a quarter of a small `max_tokens`."""
@@ -66,12 +63,12 @@ class TrainVlm:
         self._base = base_of(model, revision, cache_dir)
         self._lora = None if lora is None else lora_of(lora)
         self._parts = None if parts is None else [re.compile(part) for part in parts]
-        self._reading = _section(Reading, reading, "reading")
+        self._reading = section(Reading, reading, "reading")
         spec = EncoderSpec(
-            prompt=_section(Prompt, prompt, "prompt"),
-            sizes=_section(Sizes, sizes, "sizes"),
+            prompt=section(Prompt, prompt, "prompt"),
+            sizes=section(Sizes, sizes, "sizes"),
             reading=self._reading,
-            head=None if head is None else _section(HeadShape, head, "head"),
+            head=None if head is None else section(HeadShape, head, "head"),
             dtype=dtype,
         )
         if self._reading.prepending is not None:
@@ -181,11 +178,3 @@ def _check_room(preparer: Preparer) -> None:
             f"sizes.max_tokens={preparer.max_tokens} would leave too few for text: set sizes.max_pixels to {room * preparer.pixels_a_token} or less, "
             "or raise sizes.max_tokens"
         )
-
-
-def _section(model: type[S], given: Mapping[str, Any] | None, name: str) -> S:
-    try:
-        return model.model_validate(dict(given or {}))
-    except pydantic.ValidationError as error:
-        problems = [f"{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})" for problem in error.errors()]
-        raise ConfigError("\n".join(problems)) from None

@@ -2,7 +2,8 @@
 
 A task ends its own process when it is overdue, by a timer in C that native code cannot hold up; it starts anew as long as bytes of
 the slide arrive from a store. A slide whose process ended is
-tried again when no other is being looked at: then its neighbours cannot have been the reason, such as memory that ran out.
+tried again when no other is being looked at: then its neighbours cannot have been the reason, such as memory that ran out. One that
+could not be read is tried again after all others: what a disk or a store could not do for a moment is not held against it.
 """
 
 import faulthandler
@@ -26,12 +27,16 @@ log = logging.getLogger(__name__)
 Job = tuple[Listed, Mapping[str, Any] | None, bool]
 """A slide, its row so far, and whether it has to be opened: without, only its tiles are counted anew."""
 
+MAY_PASS = ("error", "unreadable")
+"""Reasons that a disk or a store in trouble may be behind."""
+
 
 def survey_all(jobs: Sequence[Job], look: Look, *, timeout_s: float) -> Iterator[dict[str, Any]]:
     """The SLIDE row of each slide, in any order. Ray must be running. Raises CredentialsRefused."""
     told = ray.put(look)
     task: Any = ray.remote(num_cpus=1, max_retries=0)(_survey)
     suspects: list[Job] = []
+    again: set[str] = set()
     pending: dict[ray.ObjectRef[Any], Job] = {}
     waiting = list(reversed(jobs))
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -44,6 +49,10 @@ def survey_all(jobs: Sequence[Job], look: Look, *, timeout_s: float) -> Iterator
         row = _result(done, job, look)
         if row is None:
             suspects.append(job)
+        elif row["reason"] in MAY_PASS and job[0].uri not in again:
+            log.warning("%s: %s; it is tried once more, after the others", job[0].uri, row["detail"])
+            again.add(job[0].uri)
+            waiting.insert(0, job)
         else:
             yield row
     for job in suspects:

@@ -32,6 +32,20 @@ class Deadly(Saturation):
         return super().__call__(rgb, um_per_px=um_per_px)
 
 
+class Short(Saturation):
+    """Saturation for which memory is too short while the file `order` is there, which it then removes."""
+
+    def __init__(self, order: str):
+        super().__init__()
+        self.order = Path(order)
+
+    def __call__(self, rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
+        if self.order.exists():
+            self.order.unlink()
+            raise MemoryError("for a moment")
+        return super().__call__(rgb, um_per_px=um_per_px)
+
+
 class Replaces(Hashing):
     """Hashing that puts the file `by` in the place of `file` when it encodes for the first time."""
 

@@ -111,6 +111,15 @@ def test_slides_that_end_their_workers_cost_themselves_only(lab):
     assert len(report.bad) == 3
 
 
+def test_what_fails_for_a_moment_is_not_held_against_the_slide(lab, tmp_path):
+    """The slide was failed until the next run."""
+    write(lab.folder / "a.svs")
+    (tmp_path / "order").touch()
+    report = lab.run(survey={"mask": {"target": "tests.slides.faults:Short", "args": {"order": str(tmp_path / "order")}}})
+    assert not (tmp_path / "order").exists()
+    assert (report.ok, lab.slides()["a.svs"]["attempts"]) == (1, 1)
+
+
 def test_what_may_have_passed_is_looked_at_again(lab):
     """A store that failed for a moment in a survey, or a right that was not given yet, was held against the slide by every later run."""
     write(lab.folder / "a.svs")

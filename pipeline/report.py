@@ -79,5 +79,5 @@ def too_many_rejects(rejected: int, listed: int, limits: Limits) -> str:
     return (
         f"{rejected} of {listed} items are rejected ({rejected / max(1, listed):.2%}), more than limits.max_rejects={limits.max_rejects:g}; "
         "the reasons are in the table's rejects; what was embedded is committed. Mend the items, or raise limits.max_rejects; what is "
-        "rejected as missing is tried again by the next run, the rest where an item's version changes or with sync.retry_rejects=true"
+        "rejected as missing or unreadable is tried again by the next run, the rest where an item's version changes or with sync.retry_rejects=true"
     )

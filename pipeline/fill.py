@@ -34,7 +34,7 @@ from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
 from pipeline.table.commit import Committed, Committer
 from pipeline.table.contents import id_sums, ids_in, quoted, read_batches, read_contents, read_notes, unit_states
 from pipeline.table.ledger import record_model, record_notes
-from pipeline.table.rejects import forget_rejects, rejects_of
+from pipeline.table.rejects import forget_duplicates, forget_rejects, rejects_of
 from pipeline.table.stage import Receipt, Staging, Unproved
 from pipeline.table.swap import self_test
 from pipeline.work import Task
@@ -339,14 +339,19 @@ class Filling:
         self._prove()
 
     def _forget_outdated_rejects(self) -> None:
-        """Those of containers that were read whole and have them no more: of rows that are gone, or of when a container could not be read."""
+        """Those of containers that were read whole and have them no more: of rows that are gone, or of when a container could not be read.
+
+        So are duplicates that have taken the place of the item that came first.
+        """
         p = self.prepared
-        if not p.plan.units or not len(p.contents.rejected):
+        if not p.plan.units or not (len(p.contents.rejected) or len(p.contents.duplicates)):
             return
         rejects = rejects_of(p.table, source=p.reader.source)
         whole = np.asarray(pc.is_in(rejects["_unit"], pa.array(sorted(self._whole_units()), pa.string())))
-        outdated = whole & ~self.committer.refused.find(hash64(rejects["id"]))[0]
-        forget_rejects(p.table, rejects["id"].filter(pa.array(outdated)).to_pylist())
+        ids, double = hash64(rejects["id"]), np.asarray(pc.equal(rejects["reason"], "duplicate_id"))
+        forget_rejects(p.table, rejects["id"].filter(pa.array(whole & ~double & ~self.committer.refused.find(ids)[0])).to_pylist())
+        if self.gate is None:
+            forget_duplicates(p.table, rejects["id"].filter(pa.array(whole & double & ~self.committer.doubles.find(ids)[0])).to_pylist())
 
     def _vanished(self) -> pa.ChunkedArray:
         """Ids of this source's rows whose item was not met. As Arrow strings: they may be half of the source, and most runs only count them."""

@@ -145,6 +145,8 @@ class Contents:
     """Items of this source that were rejected because another one has the same id, in the version that was rejected."""
     bereft: frozenset[str] = frozenset()
     """Containers with a duplicate of an item that is gone: theirs is to take its place, so they are read again."""
+    holders: dict[str, set[str]] = field(default_factory=dict)
+    """Of a container with duplicates: those that the rows with these ids came from. Theirs may take the place of what goes there."""
     settled: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     """Id hashes, sorted, of this source's rows of containers that need no reading: theirs are the items that came first."""
 

@@ -146,6 +146,8 @@ def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fing
         and _note_holds(notes[unit], version, contents, unit)
         and not (contents.retries and notes[unit].rejected)
     }
+    while waiting := {unit for unit in complete if not contents.holders.get(unit, set()) <= complete.keys()}:
+        complete = {unit: note for unit, note in complete.items() if unit not in waiting}
     pending = listing.filter(pc.invert(pc.is_in(listing["unit"], pa.array(list(complete), pa.string()))))
     slices = reader.split(pending) if pending.num_rows else SLICE.empty_table()
     _check_slices(slices, pending)

@@ -82,6 +82,8 @@ class Committer:
     """Of each container: the id hashes of its items that have a row in the table, added up."""
     refused: Known = field(default_factory=Known)
     """Items that this run has met and that are rejects."""
+    doubles: Known = field(default_factory=Known)
+    """Items that this run has met and whose id another item has."""
     unread: set[str] = field(default_factory=set)
     """Containers that could not be read whole."""
     again: set[str] = field(default_factory=set)
@@ -259,6 +261,8 @@ class Committer:
         self.reasons.update(receipt.rejects["reason"].to_pylist())
         refused = np.concatenate([receipt.before, hash64(receipt.rejects["id"])])
         self.refused.add(refused, np.zeros(len(refused), np.uint64))
+        repeated = receipt.rejects["id"].filter(pc.equal(receipt.rejects["reason"], "duplicate_id"))
+        self._note_doubles(np.concatenate([receipt.seen[met], hash64(repeated)]))
         if receipt.unit is not None:
             self.units.setdefault(receipt.unit, [0, 0])[1] += rejected
             self._accept(receipt.unit, receipt.seen[~met])
@@ -280,12 +284,16 @@ class Committer:
             self.counts.overtaken += len(f.overtaken)
             self.counts.rejected += f.duplicates.num_rows
             self.reasons.update(f.duplicates["reason"].to_pylist())
+            self._note_doubles(hash64(f.duplicates["id"]))
             if receipt.unit is not None:
                 self.units[receipt.unit][1] += f.duplicates.num_rows
                 self._accept(receipt.unit, f.staged.ids, f.overtaken)
         record_rejects(self.at, [f.duplicates for f in fitted])
         for f in fitted:
             self._forget_cured(f.staged)
+
+    def _note_doubles(self, ids: np.ndarray) -> None:
+        self.doubles.add(ids, np.zeros(len(ids), np.uint64))
 
     def _accept(self, unit: str, *ids: np.ndarray) -> None:
         self.accepted[unit] = added_up([self.accepted[unit], *(int(part.sum(dtype=np.uint64)) for part in ids)])

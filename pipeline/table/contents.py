@@ -25,6 +25,7 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
     """
     own, others, rejected, duplicates = Known(), Known(), Known(), Known()
     bereft: set[str] = set()
+    doubles = dict[int, str]()
     if dataset is not None:
         hashes = [(*_hashes(batch), _equals(batch["source"], source)) for batch in read_batches(dataset, ["id", "_version", "source"])]
         _add(own, [(ids[mine], versions[mine]) for ids, versions, mine in hashes])
@@ -44,9 +45,21 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
             duplicates.add(ids, versions)
             gone = ~own.find(ids)[0] & ~others.find(ids)[0]
             bereft |= set(batch["_unit"].filter(pa.array(gone)).drop_null().to_pylist())
+            doubles |= {item: unit for item, unit in zip(ids.tolist(), batch["_unit"].to_pylist(), strict=True) if unit is not None}
+    holders = _holders(dataset, doubles, source=source) if dataset is not None and doubles else {}
     units = unit_states(dataset, source=source) if dataset is not None else {}
     version = dataset.version if dataset is not None else 0
-    return Contents(own=own, others=others, rejected=rejected, version=version, units=units, duplicates=duplicates, bereft=frozenset(bereft))
+    return Contents(own, others, rejected, version, units=units, duplicates=duplicates, bereft=frozenset(bereft), holders=holders)
+
+
+def _holders(dataset: lance.LanceDataset, doubles: dict[int, str], *, source: str) -> dict[str, set[str]]:
+    """Of each container in `doubles` (by id hash): the containers that have the rows with these ids."""
+    wanted, found = np.array(list(doubles), np.uint64), defaultdict[str, set[str]](set)
+    for batch in read_batches(dataset, ["id", "_unit"], f"source = {quoted(source)} AND _unit IS NOT NULL"):
+        ids = hash64(batch["id"])
+        for row in np.flatnonzero(np.isin(ids, wanted)).tolist():
+            found[doubles[int(ids[row])]].add(batch["_unit"][row].as_py())
+    return found
 
 
 def ids_in(dataset: lance.LanceDataset, units: frozenset[str], *, source: str) -> np.ndarray:

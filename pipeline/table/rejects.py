@@ -1,5 +1,7 @@
 """The table of rejects: one row an item that was not embedded, kept beside the vectors."""
 
+from collections.abc import Callable
+
 import lance
 import pyarrow as pa
 from lance.fragment import write_fragments
@@ -32,24 +34,31 @@ def _record(at: TableAt, rows: pa.Table) -> None:
 
 
 def rejects_of(at: TableAt, *, source: str) -> pa.Table:
-    """`id` and `_unit` of the rejects of a source's containers, but for duplicates."""
-    dataset = at.open(".rejects")
+    """`id`, `_unit` and `reason` of the rejects of a source's containers."""
+    dataset, names = at.open(".rejects"), ["id", "_unit", "reason"]
     if dataset is None:
-        return REJECT.empty_table().select(["id", "_unit"])
-    where = f"source = {quoted(source)} AND _unit IS NOT NULL AND reason != 'duplicate_id'"
-    return dataset.to_table(columns=["id", "_unit"], filter=where)
+        return REJECT.empty_table().select(names)
+    return dataset.to_table(columns=names, filter=f"source = {quoted(source)} AND _unit IS NOT NULL")
 
 
 def forget_rejects(at: TableAt, ids: list[str]) -> None:
     """Forget the rejects of items that have been embedded since. Duplicates stay: the item that came first is another one."""
+    _forget(at, ids, lambda reason: reason != "duplicate_id")
+
+
+def forget_duplicates(at: TableAt, ids: list[str]) -> None:
+    """Forget the duplicates with these ids: the items are gone, or have taken the place of those that came first."""
+    _forget(at, ids, lambda reason: reason == "duplicate_id")
+
+
+def _forget(at: TableAt, ids: list[str], outdated: Callable[[str], bool]) -> None:
+    def attempt() -> None:
+        dataset = at.open(".rejects")
+        if dataset is not None:
+            delete(dataset, [r["id"] for r in _rejects_of(dataset, ids) if outdated(r["reason"])], at.options)
+
     if ids:
-        until_accepted(lambda: _forget(at, ids), at.path(".rejects"))
-
-
-def _forget(at: TableAt, ids: list[str]) -> None:
-    dataset = at.open(".rejects")
-    if dataset is not None:
-        delete(dataset, [r["id"] for r in _rejects_of(dataset, ids) if r["reason"] != "duplicate_id"], at.options)
+        until_accepted(attempt, at.path(".rejects"))
 
 
 def _rejects_of(dataset: lance.LanceDataset, ids: list[str]) -> list[dict[str, str]]:

@@ -205,10 +205,9 @@ def test_of_an_id_in_two_containers_the_first_stays_whichever_is_touched(tmp_pat
         assert (report.written, report.replaced, report.rejected, report.deleted) == (0, 0, 2, 0)
         assert (texts(tmp_path), reads(tmp_path, source)) == (first, [])
     parquet(source / "a.parquet", {"a": "one"})
-    embed(tmp_path, source)
-    assert reads(tmp_path, source) == ["b.parquet"]  # whose item is now the first
-    assert embed(tmp_path, source).written == 1
+    assert embed(tmp_path, source).replaced == 1  # by the second one's, which is now the first
     assert (texts(tmp_path), reads(tmp_path, source)) == (first | {"x": "second"}, [])
+    assert rejects(tmp_path) == {"y": "duplicate_id"}
 
 
 def test_of_an_id_in_two_containers_the_first_stays_whichever_is_read_first(tmp_path):
@@ -224,7 +223,7 @@ def test_of_an_id_in_two_containers_the_first_stays_whichever_is_read_first(tmp_
         assert (report.replaced, report.rejected, texts(tmp_path)) == (0, 1, expected)
     parquet(source / "a.parquet", {"a": "changed"})
     report = embed(tmp_path, source, sync={"commit_every_s": 0})
-    assert (report.replaced, texts(tmp_path)["a"]) == (1, "changed")
+    assert (report.replaced, texts(tmp_path), rejects(tmp_path)) == (2, {"x": "second", "a": "changed", "b": "two"}, {})
 
 
 def test_rows_that_have_moved_to_another_container_are_read_once(tmp_path):

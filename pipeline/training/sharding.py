@@ -67,9 +67,14 @@ class Pass(nn.Module):
 
 
 def shard(model: Trainable, device: torch.device) -> Pass:
-    """Shard a loaded model over all ranks: each of its `layers` (`Layered`), and the rest together. Every rank must call it."""
+    """Shard a loaded model over all ranks: each of its `layers` (`Layered`), and the rest together. Every rank must call it.
+
+    Weights of a unit must be of one type: a module of another than the first's, such as a head in float32 on a model in bfloat16, is a unit too.
+    """
     mesh = init_device_mesh(device.type, (world()[1],))
     layers = list(model.layers) if isinstance(model, Layered) else []
+    first, *others = model.modules
+    layers += [part for part in others if _types(first) and _types(part) - _types(first)]
     whole = Pass(model, layers)
     # FSDP cannot take single numbers apart; they stay as they are, and are averaged as without it.
     single = {values for values in whole.parameters() if values.dim() == 0}
@@ -77,6 +82,10 @@ def shard(model: Trainable, device: torch.device) -> Pass:
         fully_shard(layer, mesh=mesh, ignored_params=single)
     fully_shard(whole, mesh=mesh, ignored_params=single)
     return whole
+
+
+def _types(module: nn.Module) -> set[torch.dtype]:
+    return {values.dtype for values in module.parameters() if values.requires_grad}
 
 
 def clip(parameters: Mapping[str, nn.Parameter], longest: float | None) -> Tensor:

@@ -28,7 +28,10 @@ MODELS = {
     "a layer": {"reading": {"pooling": "mean", "layer": 1}},
     "checkpointing": {"gradient_checkpointing": True},
     "a head": HEAD,
+    "a head in float32": HEAD | {"dtype": "bfloat16"},
 }
+MIXED = ("a head in float32",)
+"""On a model in bfloat16. FSDP refused the two types in one unit."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def state(task, step):
 
 
 def worst(left, right):
-    assert left.keys() == right.keys()
+    assert left.keys() == right.keys() and all(left[name].dtype == right[name].dtype for name in left)
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
@@ -67,14 +70,16 @@ def test_sharded_workers_come_to_the_weights_of_whole_ones(place):
     ]
     assert all(task.sharded for task in sharded)
     found = run_on_ranks(trained, 2, [*plain, *sharded])[0]
-    for task, other, outcome, sharded_outcome in zip(plain, sharded, found[: len(plain)], found[len(plain) :], strict=True):
+    for name, task, other, outcome, sharded_outcome in zip(MODELS, plain, sharded, found[: len(plain)], found[len(plain) :], strict=True):
         first, second = state(task, 3), state(other, 3)
-        assert worst(first["weights"], second["weights"]) < 1e-6, task.folder
+        # A bfloat16 of 0.5 to 1 has steps of 2**-8, of which each of Adam's may be rounded the other way.
+        limit, vectors_limit, relative = (1e-6, 1e-5, 1e-5) if name not in MIXED else (3 * 2**-8, 0.1, 0.02)
+        assert worst(first["weights"], second["weights"]) < limit, task.folder
         assert first["optimizer"].keys() == second["optimizer"].keys()
-        assert max(worst(first["optimizer"][name], second["optimizer"][name]) for name in first["optimizer"]) < 1e-6
-        assert list(losses(task.folder).values()) == pytest.approx(list(losses(other.folder).values()), rel=1e-5)
+        assert max(worst(first["optimizer"][name], second["optimizer"][name]) for name in first["optimizer"]) < limit
+        assert list(losses(task.folder).values()) == pytest.approx(list(losses(other.folder).values()), rel=relative)
         ours, theirs = (open_encoder(each.encoder).encode_messages([Message("red cat")]) for each in (outcome, sharded_outcome))
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, atol=vectors_limit)
 
 
 def interrupted(task, stop_after):

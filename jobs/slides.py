@@ -14,9 +14,10 @@ from typing import Any
 from pipeline import command
 from pipeline.config import JobFailed
 from pipeline.report import cause_of
+from pipeline.slides.job import SlidesJob, Work, list_slides
 from pipeline.slides.outlook import summary
 from pipeline.slides.report import SlidesReport, problem_of
-from pipeline.slides.run import SlidesJob, Work, list_slides, run_slides
+from pipeline.slides.run import run_slides
 from pipeline.table.ledger import record_run
 
 

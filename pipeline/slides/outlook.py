@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.slides.run import Work
+from pipeline.slides.job import Work
 from pipeline.slides.tiling import grid_name
 from pipeline.table.contents import quoted
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ConfigError, load
-from pipeline.slides.run import SlidesJob
+from pipeline.slides.job import SlidesJob
 from tests.slides.runs import Lab, write
 
 NEEDED = ["slides.uri=s", "encoder.target=a:B", "table.uri=t", "table.name=t"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from pipeline.slides.job import list_slides
 from pipeline.slides.mpp import settle
 from pipeline.slides.opening import open_slide
-from pipeline.slides.run import list_slides
 from pipeline.slides.survey import survey
 from tests.slides import runs
 from tests.slides.build import write_ome, write_svs, write_tiff

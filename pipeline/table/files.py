@@ -89,9 +89,12 @@ def delete_orphans(at: TableAt, files: list[File]) -> int:
     session = LanceFileSession(at.path(), storage_options=at.options)
     freed = 0
     for file in files:
-        if session.contains(file.path):
+        try:
             session.delete_file(file.path)
             freed += file.num_bytes
+        except OSError:
+            if session.contains(file.path):
+                raise  # else another repair has deleted it this moment
     return freed
 
 

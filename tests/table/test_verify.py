@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lance
@@ -608,6 +609,26 @@ def test_where_no_file_seems_to_belong_to_the_table_none_is_judged_or_deleted(at
 
 
 # ---- beside other writers ----
+
+
+def test_two_repairs_at_once_delete_what_one_would(at):
+    for item in ("i03", "i04", "i05"):
+        append(at, row_of(at, item))
+    for item in ("i06", "i07"):
+        rewrite(at, item, vector=[0.0] * DIM)
+    record_rejects(at, [reject("i08", row_of(at, "i08")["_version"][0].as_py())])
+    for number in range(20):
+        path = Path(f"{at.path()}/data/lost{number}.lance")
+        path.write_bytes(b"x")
+        age(path, days=8)
+    seen, _, _ = verify(at, orphan_age=WEEK)
+    with ThreadPoolExecutor(2) as pool:
+        done = [Counter({step.code: step.count for step in steps}) for steps in pool.map(lambda _: repair(at, seen, orphan_age=WEEK), range(2))]
+    assert done[0]["duplicate_ids"] + done[1]["duplicate_ids"] == 3
+    assert done[0]["zero_vectors"] + done[1]["zero_vectors"] == 2
+    # Rows that are to be made again, as the ledger was not told; and files of the commits that were refused.
+    assert set(found(at)) - {"unreferenced_files"} == {"lost_rows"}
+    assert at.require().count_rows() == 39 - 2
 
 
 def test_a_repair_racing_with_a_writer_loses_nothing(at):

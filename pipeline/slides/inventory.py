@@ -153,7 +153,9 @@ def version_now(uri: str, storage_options: dict[str, Any] | None) -> str | None:
 
 def _slide_id(uri: str, places: Sequence[str]) -> str:
     roots = [storage.canonical(place) for place in places]
-    roots = [root[: _magic_at(root)].rpartition("/")[0] if glob.has_magic(root) else root for root in roots]
+    # A folder's own name may look like a glob.
+    globs = [glob.has_magic(root) and not uri.startswith(f"{root}/") for root in roots]
+    roots = [root[: _magic_at(root)].rpartition("/")[0] if a_glob else root for root, a_glob in zip(roots, globs, strict=True)]
     inside = [uri[len(root) + 1 :] for root in roots if uri.startswith(f"{root.rstrip('/')}/")]
     return min(inside, key=len) if inside else uri.rpartition("/")[2]
 

@@ -29,6 +29,8 @@ def test_a_slide_is_called_by_its_path_and_not_by_its_stem(tmp_path):
         touch(tmp_path / name)
     assert set(listed(uri=str(tmp_path))) == {"a/x.svs", "b/x.svs", "b/x.tiff"}
     assert set(listed(uri=[str(tmp_path / "a"), str(tmp_path / "b" / "*.tiff")])) == {"x.svs", "x.tiff"}
+    touch(tmp_path / "autumn [2024] *" / "c" / "x.svs")
+    assert set(listed(uri=str(tmp_path / "autumn [2024] *"))) == {"c/x.svs"}, "also if the folder's own name looks like a glob"
 
 
 def test_two_slides_of_one_name_in_two_places_are_refused_with_what_to_do(tmp_path):

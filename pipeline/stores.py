@@ -137,5 +137,7 @@ def probe(uri: str, storage_options: dict[str, Any]) -> dict[str, Any] | None:
             if store.async_impl:
                 return dict(fsspec.asyn.sync(store.loop, store._info, path, timeout=PROBE_S))
             return dict(store.info(path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, OSError):  # what fsspec says of a web host that does not answer
+                raise error.__cause__ from error
             return None

@@ -323,6 +323,11 @@ def test_an_unreachable_store_is_an_answer_within_seconds(how):
     assert time.perf_counter() - started < 20
 
 
+def test_a_web_host_that_does_not_answer_is_not_a_file_that_does_not_exist():
+    with pytest.raises(ConfigError, match=r"cannot be reached .*Cannot connect"):
+        find("http://127.0.0.1:9/a.jpg")
+
+
 def test_web_addresses_are_fetched_one_by_one_and_fail_alone():
     reply = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
     gone = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -205,7 +205,7 @@ def _read(uri: str, storage_options: dict[str, Any] | None) -> pa.Table:
     """The whole file: one row a slide is small."""
     data = storage.fetch([uri], max_bytes=2**30, storage_options=storage_options)[0]
     if not isinstance(data, bytes):
-        raise ConfigError(f"slides.metadata.uri={uri!r} cannot be read: {data}")
+        raise ConfigError(f"slides.metadata.uri={uri!r} cannot be read: {data.detail if data else 'it has no bytes'}")
     try:
         if uri.lower().endswith(".parquet"):
             return pyarrow.parquet.read_table(pa.BufferReader(data))

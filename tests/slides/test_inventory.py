@@ -140,3 +140,9 @@ def test_what_is_wrong_with_metadata_is_said_before_anything_is_opened(tmp_path,
     (tmp_path / "cases.csv").write_text(text)
     with pytest.raises(ConfigError, match=said):
         listed(uri=str(tmp_path), metadata={"uri": str(tmp_path / "cases.csv"), **settings})
+
+
+def test_metadata_that_is_not_there_is_named(tmp_path):
+    touch(tmp_path / "a.svs")
+    with pytest.raises(ConfigError, match=r"cannot be read: FileNotFoundError.*cases\.csv"):
+        listed(uri=str(tmp_path), metadata={"uri": str(tmp_path / "cases.csv")})

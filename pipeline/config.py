@@ -68,8 +68,7 @@ class Ref(Model):
             built = target(**args)
         except (TypeError, ValueError, OSError) as error:
             raise ConfigError(f"{self.target}: {error}") from error
-        # The class first: a property may be known later only.
-        lacking = [name for name in needs if not hasattr(type(built), name) and not hasattr(built, name)]
+        lacking = [name for name in needs if not _has(built, name)]
         if lacking:
             raise ConfigError(
                 f"{self.target} is not what is wanted in this place of the job file: it has no {', '.join(lacking)}; name another target"
@@ -85,6 +84,12 @@ class Ref(Model):
             return Ref.model_validate(value)
         except pydantic.ValidationError as error:
             raise ConfigError("\n".join(f"{self.target}: {_explain(Ref, problem, within=name)}" for problem in error.errors())) from None
+
+
+def _has(built: Any, name: str) -> bool:
+    if name == "__call__":
+        return callable(built)  # any class has one: it makes objects
+    return hasattr(type(built), name) or hasattr(built, name)  # the class first: a property may be known later only
 
 
 def _is_ref(value: Any) -> bool:

@@ -38,7 +38,7 @@ TYPES = {"ivf_hnsw_sq": "IvfHnswSq", "ivf_rq": "IvfRq", "ivf_pq": "IvfPq"}
 class IndexSettings(Model):
     """Which indices a table has."""
 
-    kind: Literal["auto"] | Kind = "auto"
+    kind: Literal["auto", Kind] = "auto"
     """Of the vectors. auto: exact or ivf_rq, by the number of rows. exact: none, every query reads every vector.
 
     ivf_hnsw_sq answers a long-lived reader somewhat faster, and costs far longer to build, ten times the bytes, and a

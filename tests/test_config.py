@@ -24,6 +24,8 @@ from pipeline.redact import dropping_secrets, without_secrets
 from pipeline.table.at import TableAt
 from pipeline.table.swap import self_test
 from pipeline.training.lora import Lora
+from pipeline.training.run import RunAt, held
+from pipeline.training.trainable import built
 
 ROOT = Path(__file__).parent.parent
 EMBED_FILES = [ROOT / "jobs/embed.yaml", ROOT / "demo/photos.yaml", ROOT / "demo/products.yaml"]
@@ -380,3 +382,23 @@ def test_what_concerns_a_whole_section_is_told_in_its_own_words(job):
     with pytest.raises(ConfigError) as told:
         load(SearchJob, None, ["table={uri: db, name: t}"])
     assert str(told.value).startswith("nothing is looked for: give query.text")
+
+
+def test_a_loss_within_a_loss_and_a_loss_that_is_none_are_refused_before_work():
+    """--plan took both, and the workers ended in a traceback."""
+    model = Ref(target="tests.training.test_cuts:Plain")
+    for loss in (
+        Ref(target="pipeline.training.matryoshka:Matryoshka", args={"loss": "InfoNCE", "widths": [8]}),
+        Ref(target="pipeline.encoders.hashing:Hashing"),
+    ):
+        with pytest.raises(ConfigError, match=r"must name a loss by target and args|it has no __call__"):
+            built(model, loss)
+
+
+def test_a_run_in_a_place_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"run.folder='.*file': .* cannot be made \(Not a directory\)"),
+        held(RunAt(name="x", folder=str(tmp_path / "file"))),
+    ):
+        pass

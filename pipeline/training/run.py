@@ -224,7 +224,10 @@ def begin(at: RunAt, settings: dict[str, Any], *, base_commit: str | None) -> No
 @contextlib.contextmanager
 def held(at: RunAt) -> Iterator[None]:
     """Hold the run while the block runs; the death of the process lets go of it. Raises ConfigError if another process holds it."""
-    at.place.mkdir(parents=True, exist_ok=True)
+    try:
+        at.place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.folder={at.folder!r}: {at.place} cannot be made ({error.strerror}); correct run.folder") from error
     with (at.place / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -62,6 +62,9 @@ def built(model: Ref, loss: Ref) -> tuple[Trainable, Callable[..., Tensor]]:
     """Both, without weights; the model knows at which layers and widths the loss looks. Raises ConfigError if it has no such thing."""
     trainable: Trainable = model.build("load", "prepare", "embed", "save")
     made = loss.build("__call__")
+    inner = getattr(made, "loss", made)
+    if not callable(inner):
+        raise ConfigError(f"{loss.target}: loss={inner!r} must name a loss by target and args: {{target: pipeline.training.infonce:InfoNCE}}")
     cuts = getattr(made, "cuts", None)
     if cuts is not None:
         if not hasattr(trainable, "learn_at"):

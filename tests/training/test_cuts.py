@@ -149,6 +149,8 @@ def test_cuts_that_the_model_has_not_are_told_before_work_starts(place, loss, ar
 class Plain:
     """A Trainable that knows of no cuts."""
 
+    load = prepare = embed = save = None
+
 
 def test_a_model_that_could_not_save_them_is_refused():
     with pytest.raises(ConfigError, match="test_cuts:Plain could save none"):

@@ -46,8 +46,9 @@ class OpenClip:
     """Both towers of an open_clip model.
 
     `model`: a name of open_clip's with `pretrained`, a tag or a checkpoint file; or `hf-hub:ORG/NAME` (optionally
-    @REVISION) or `local-dir:FOLDER`, which have their own weights. `of`: what of an item is embedded; "auto" takes its
-    image, else its text. `batch_size`: items computed at once; None is 16 on a CPU, where more is not faster, 256 on CUDA.
+    @REVISION) or `local-dir:FOLDER`, which have their own weights. File and folder may be URIs (`storage_options`: fsspec's).
+    `of`: what of an item is embedded; "auto" takes its image, else its text. `batch_size`: items computed at once; None is
+    16 on a CPU, where more is not faster, 256 on CUDA.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class OpenClip:
         device: str | None = None,
         cache_dir: str | None = None,
         batch_size: int | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         check_dtype(dtype)
         check_of(of)
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        found = resolve(model, pretrained, cache_dir)
+        found = resolve(model, pretrained, cache_dir, storage_options)
         self._resize = Resize.of(found.preprocess)
         self._pixels = Pixels(tuple(found.preprocess["mean"]), tuple(found.preprocess["std"]))
         self._of, self._dtype, self._batch_size = of, dtype, batch_size

@@ -58,18 +58,18 @@ class Resolved:
         return {"text_cfg": {**text, "hf_model_pretrained": False}} if text.get("hf_model_name") and self.name.startswith(LOCAL) else {}
 
 
-def resolve(model: str, pretrained: str | None, cache_dir: str | None) -> Resolved:
+def resolve(model: str, pretrained: str | None, cache_dir: str | None, storage_options: dict[str, Any] | None = None) -> Resolved:
     """What `model` and `pretrained` stand for. Raises ConfigError naming the nearest right name; loads no weights."""
     if model.startswith((LOCAL, HUB)) and pretrained is not None:
         raise ConfigError(f"pretrained={pretrained!r} does not go with {model}, which has its own weights; leave it out")
     if model.startswith(LOCAL):
-        return _folder(local_copy(model.removeprefix(LOCAL)))
+        return _folder(local_copy(model.removeprefix(LOCAL), storage_options))
     if model.startswith(HUB):
         repo, _, revision = model.removeprefix(HUB).partition("@")
         return _hub(repo, revision or None, cache_dir)
     if is_uri(model) or (Path(model).expanduser() / CONFIG).is_file():
         raise ConfigError(f"model={model!r} is a folder; write {LOCAL}{model}")
-    return _builtin(model.replace("/", "-"), pretrained)
+    return _builtin(model.replace("/", "-"), pretrained, storage_options)
 
 
 def identity_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, _preprocess(config, found.get("preprocess_cfg", {}))
 
 
-def _builtin(name: str, pretrained: str | None) -> Resolved:
+def _builtin(name: str, pretrained: str | None, storage_options: dict[str, Any] | None) -> Resolved:
     import open_clip
 
     names = open_clip.list_models()
@@ -133,7 +133,7 @@ def _builtin(name: str, pretrained: str | None) -> Resolved:
         _check_activation(name, pretrained, config, entry, names)
         source = {key: entry[key] for key in ("hf_hub", "url", "file") if entry.get(key)}
         return Resolved(name, pretrained, config, _preprocess(config, entry), source)
-    path = local_copy(pretrained)
+    path = local_copy(pretrained, storage_options)
     if not path.is_file():
         raise ConfigError(f"pretrained={pretrained!r} is neither a tag nor a file{nearest(pretrained, tags)}; {offer}")
     return Resolved(name, str(path), config, _preprocess(config, {}), {"sha256": sha256_of(path)})

@@ -21,19 +21,20 @@ def open_encoder(
     device: str | None = None,
     cache_dir: str | None = None,
     token_budget: int | None = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> Encoder:
     """The encoder that was saved in `folder`, a path or a URI, with the fingerprint it was saved with.
 
     `width`, `layer`, `cache_dir` and `token_budget` are for vision-language models: see `pipeline.vlm.saved.open_vlm`. Raises
-    ConfigError if a file of it has changed, or if this release would make other vectors of it.
+    ConfigError if a file of it has changed, or if this release would make other vectors of it. `storage_options`: fsspec's, for a URI.
     """
-    path = local_copy(folder)
+    path = local_copy(folder, storage_options)
     asked = {"width": width, "layer": layer, "cache_dir": cache_dir, "token_budget": token_budget}
     values = read_spec(path)
     if not isinstance(values, dict) or "encoder" not in values:
         from pipeline.vlm import saved
 
-        vlm: Encoder = saved.open_vlm(str(path), device=device, **asked)  # type: ignore[arg-type]
+        vlm: Encoder = saved.open_vlm(str(path), device=device, storage_options=storage_options, **asked)  # type: ignore[arg-type]
         return vlm
     return _of_folder(path, {name for name, value in asked.items() if value is not None}, device)
 

@@ -6,6 +6,7 @@ time on (3.6 times the rate of batches in order of arrival, on texts of 46 token
 
 import copy
 import functools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,8 @@ Measured with MiniLM on a CPU: 2e-7, 2.5e-3 and 2.8e-4.
 class Sentence:
     """A text encoder of sentence-transformers' kind: transformer, pooling, dense layers.
 
-    `model`: a folder, or a name on the Hugging Face hub. `prompt` and `query_prompt` go before documents and queries;
-    None takes the model's own. `max_tokens` cuts longer texts; None takes the model's own limit. `revision`: branch, tag
+    `model`: a folder, its URI (`storage_options`: fsspec's), or a name on the Hugging Face hub. `prompt` and `query_prompt` go before documents and
+    queries; None takes the model's own. `max_tokens` cuts longer texts; None takes the model's own limit. `revision`: branch, tag
     or commit on the hub. `token_budget`: tokens computed at once, padding included; None is 1,024 on a CPU, 32,768 on CUDA.
     A folder without modules.json is pooled by the mean. Items are embedded by their text, also where they have an image.
     """
@@ -46,11 +47,12 @@ class Sentence:
         revision: str | None = None,
         cache_dir: str | None = None,
         token_budget: int | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         check_dtype(dtype)
         if token_budget is not None and token_budget < 1:
             raise ConfigError(f"token_budget={token_budget} must be at least 1")
-        source = locate(model, revision, cache_dir)
+        source = locate(model, revision, cache_dir, storage_options)
         self._layout = read_folder(source.folder)
         settings = settings_of(source.folder, self._layout)
         check_length(max_tokens, settings["config"].get("max_position_embeddings"))

@@ -96,9 +96,9 @@ class Source:
         return snapshot(self.repo, self.commit, self.cache_dir, None) if self.repo and self.commit else self.folder
 
 
-def locate(model: str, revision: str | None, cache_dir: str | None) -> Source:
+def locate(model: str, revision: str | None, cache_dir: str | None, storage_options: dict[str, Any] | None = None) -> Source:
     """The folder that `model` names; else the hub's repository. Raises ConfigError if it is neither."""
-    folder = local_copy(model) if is_uri(model) else Path(model).expanduser()
+    folder = local_copy(model, storage_options) if is_uri(model) else Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ConfigError(f"revision={revision!r} is for models of the hub; {model} is a folder")

@@ -47,8 +47,9 @@ Parts = Literal["all", "image", "text"]
 class Vlm:
     """A vision-language model that embeds.
 
-    `model`: a folder, or a name on the Hugging Face hub, optionally at `revision`: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Idefics3,
-    SmolVLM, LLaVA, LLaVA-NeXT, LLaVA-OneVision, FastVLM, PaliGemma. `adapter`: the folder of a LoRA adapter of PEFT. `prompt`,
+    `model`: a folder, its URI (`storage_options`: fsspec's, also for `adapter`), or a name on the Hugging Face hub, optionally
+    at `revision`: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Idefics3, SmolVLM, LLaVA, LLaVA-NeXT, LLaVA-OneVision, FastVLM, PaliGemma.
+    `adapter`: the folder of a LoRA adapter of PEFT. `prompt`,
     `reading` and `sizes`: the keys of `pipeline.vlm.settings`; `head`, a trained one instead of a pooling, those of
     `pipeline.vlm.reading.TrainedHead`; `page`, which draws texts as pixels, those of `pipeline.vlm.textimage.Page`. `of`: what
     of an item is embedded: "all" that it has, its "image" or its "text". `token_budget`: tokens computed at once, padding
@@ -73,14 +74,15 @@ class Vlm:
         revision: str | None = None,
         cache_dir: str | None = None,
         token_budget: int | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         check_dtype(dtype)
         if of not in ("all", "image", "text"):
             raise ConfigError(f"of={of!r} must be 'all' (whatever an item has), 'image' or 'text'")
         if token_budget is not None and token_budget < 1:
             raise ConfigError(f"token_budget={token_budget} must be at least 1")
-        base = base_of(model, revision, cache_dir)
-        lora = None if adapter is None else local_copy(adapter)
+        base = base_of(model, revision, cache_dir, storage_options=storage_options)
+        lora = None if adapter is None else local_copy(adapter, storage_options)
         self._reading = complete(section(Reading, reading, "reading"), base)
         self._of, self._query, self._token_budget = of, False, token_budget
         asked = section(Prompt, prompt, "prompt")

@@ -64,9 +64,9 @@ class Base:
         return safe or pickled
 
 
-def base_of(model: str, revision: str | None = None, cache_dir: str | None = None) -> Base:
+def base_of(model: str, revision: str | None = None, cache_dir: str | None = None, *, storage_options: dict[str, Any] | None = None) -> Base:
     """The vision-language model that `model`, a folder or a name on the hub, stands for. Raises ConfigError if it is none."""
-    base = Base(locate(model, revision, cache_dir))
+    base = Base(locate(model, revision, cache_dir, storage_options))
     if not (base.folder / "config.json").is_file():
         raise ConfigError(f"{base.folder} holds no model: config.json is not in it")
     if base.config.get("model_type") not in SUPPORTED:

@@ -1,6 +1,7 @@
 """Saved: the vision-language encoder of a folder that has a tessera.json. For any kind: `pipeline.encoders.saved:open_encoder`."""
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import ConfigError
 from pipeline.encoders.local_copy import local_copy
@@ -18,15 +19,17 @@ def open_vlm(
     device: str | None = None,
     cache_dir: str | None = None,
     token_budget: int | None = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> Vlm:
     """The encoder that was saved in `folder`, with the fingerprint it was saved with.
 
     `width` and `layer`: others than it was saved with, of those that were trained; its fingerprint is then another one, for
     a table of its own. Raises ConfigError if a file of it has changed, or if this release would make other vectors of it.
     """
-    path = local_copy(folder)
+    path = local_copy(folder, storage_options)
     spec = load_spec(path)
-    encoder = _encoder(spec, path, device=device, cache_dir=cache_dir, token_budget=token_budget)
+    use: dict[str, Any] = {"device": device, "cache_dir": cache_dir, "token_budget": token_budget, "storage_options": storage_options}
+    encoder = _encoder(spec, path, **use)
     found = encoder.fingerprint
     if found != spec.fingerprint:
         raise ConfigError(
@@ -36,7 +39,7 @@ def open_vlm(
     asked = {name: value for name, value in (("width", width), ("layer", layer)) if value is not None}
     if not asked:
         return encoder
-    return _encoder(_trained(spec, asked), path, device=device, cache_dir=cache_dir, token_budget=token_budget)
+    return _encoder(_trained(spec, asked), path, **use)
 
 
 def _trained(spec: EncoderSpec, asked: dict[str, int]) -> EncoderSpec:
@@ -63,7 +66,15 @@ def inside(model: str) -> bool:
     return model == "." or model.startswith("./")
 
 
-def _encoder(spec: EncoderSpec, folder: Path, *, device: str | None = None, cache_dir: str | None = None, token_budget: int | None = None) -> Vlm:
+def _encoder(
+    spec: EncoderSpec,
+    folder: Path,
+    *,
+    device: str | None = None,
+    cache_dir: str | None = None,
+    token_budget: int | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Vlm:
     encoder = Vlm(
         str(folder / spec.base.model) if inside(spec.base.model) else spec.base.model,
         adapter=None if spec.adapter is None else str(folder / spec.adapter),
@@ -78,6 +89,7 @@ def _encoder(spec: EncoderSpec, folder: Path, *, device: str | None = None, cach
         revision=spec.base.revision,
         cache_dir=cache_dir,
         token_budget=token_budget,
+        storage_options=storage_options,
     )
     encoder.training = spec.training
     return encoder

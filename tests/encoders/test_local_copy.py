@@ -1,5 +1,6 @@
 """Encoders whose files are in a store: the same fingerprint and vectors as from a folder, one copy a machine."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, Ref
 from pipeline.encoders.folder import FolderSpec, save_folder
 from pipeline.encoders.local_copy import local_copy
 from pipeline.encoders.saved import open_encoder
 from pipeline.encoders.sentence import Sentence
+from pipeline.table.at import TableAt, model_of
+from pipeline.table.ledger import record_model
 from pipeline.vlm.card import Card
 from tests.encoders.models import items_of, save_bert, save_sentence_transformer
 
@@ -105,3 +108,22 @@ def test_a_uri_without_files_says_so(store, tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         Sentence(f"s3://{BUCKET}/nothing")
     assert local_copy(f"file://{tmp_path}") == tmp_path == local_copy(str(tmp_path))
+
+
+def test_options_of_an_encoder_reach_the_store_and_are_not_kept(s3_server, model, tmp_path, monkeypatch):
+    client, options = s3_server
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    client.create_bucket(Bucket=BUCKET)
+    uri = put(client, model, "own")
+    save_folder(
+        tmp_path / "saved",
+        lambda part: shutil.copytree(model, part, dirs_exist_ok=True),
+        spec=FolderSpec(encoder="sentence"),
+        card=Card(name="m", base="b"),
+    )
+    saved = put(client, tmp_path / "saved", "own-saved")
+    stored, opened = Sentence(uri, storage_options=options), open_encoder(saved, storage_options=options)
+    assert stored.fingerprint == Sentence(str(model)).fingerprint == opened.fingerprint
+    ref, at = Ref(target="pipeline.encoders.sentence:Sentence", args={"model": uri, "storage_options": options}), TableAt(uri=str(tmp_path), name="t")
+    record_model(at, stored, ref, run="r")
+    assert json.loads(model_of(at, stored.fingerprint)["args"]) == {"model": uri}

@@ -10,11 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import fsspec
 import numpy as np
 import pytest
 
 from pipeline.slides import BadSlide, BadTile
 from pipeline.slides.cache import SlideCache
+from pipeline.slides.handles import Cache, Handles
 from pipeline.slides.inventory import version_now
 from pipeline.slides.opening import open_slide
 from pipeline.slides.ranges import StoredObject
@@ -187,6 +189,34 @@ def test_a_full_cache_waits_until_a_slide_is_closed(s3, deflated, tmp_path):
     first.close()
     thread.join(20)
     assert second
+
+
+def test_an_idle_slide_gives_its_room_to_one_that_is_opened(deflated, tmp_path):
+    """A worker that kept idle slides open waited ten minutes for the room that they had, and then called the new one too large."""
+    told = open_slide(str(deflated)).info
+    rows = []
+    for name in "abc":
+        fsspec.filesystem("memory").put_file(str(deflated), f"/idle/{name}.tiff")
+        rows.append({"id": f"memory://idle/{name}.tiff", "content_fp": told.content_fp, "reader": told.reader})
+    handles = Handles(Cache(folder=str(tmp_path), max_gb=1.5e-9 * deflated.stat().st_size), None)
+    with handles.hold(rows[0]) as first:
+        pass
+    with handles.hold(rows[0]) as again:
+        assert again is first, "it stays open as long as nothing else is opened"
+    opened = []
+
+    def open_third():
+        with handles.hold(rows[2]) as third:
+            opened.append(third.read((0, 0), level=0, size=(9, 9)).shape)
+
+    with handles.hold(rows[1]) as second:
+        waits = threading.Thread(target=open_third)
+        waits.start()
+        time.sleep(0.7)
+        assert not opened
+        assert second.read((0, 0), level=0, size=(9, 9)).any(), "never what is in use"
+    waits.join(20)
+    assert opened == [(9, 9, 4)]
 
 
 TAKE = """

@@ -24,15 +24,15 @@ from pipeline.adopt import adopt
 from pipeline.compute import Compute, Sizes
 from pipeline.config import ConfigError, JobFailed, Model, Ref, nearest
 from pipeline.encoders import Encoder
-from pipeline.known import WHOLE, Contents, hash64, member
+from pipeline.known import WHOLE, Contents, added_up, hash64, member
 from pipeline.media import Limits
-from pipeline.plan import Note, Plan, listing_version, plan
+from pipeline.plan import Note, Plan, listing_version, noted_version, plan
 from pipeline.progress import Meter
 from pipeline.readers import Reader
 from pipeline.report import EmbedReport, cause_of, explains_itself, too_many_rejects
 from pipeline.table.at import TableAt, create_dataset, dim_of, fingerprint_of
 from pipeline.table.commit import Committed, Committer
-from pipeline.table.contents import id_sums, ids_in, quoted, read_batches, read_contents, read_notes, unit_states
+from pipeline.table.contents import double_sums, id_sums, ids_in, quoted, read_batches, read_contents, read_notes, unit_states
 from pipeline.table.ledger import record_model, record_notes
 from pipeline.table.rejects import forget_duplicates, forget_rejects, rejects_of
 from pipeline.table.stage import Receipt, Staging, Unproved
@@ -404,12 +404,23 @@ class Filling:
             counts[WHOLE] = (listed + p.plan.unchanged + p.plan.rejected, rejected + p.plan.rejected)
             versions[WHOLE] = listing_version(p.plan.listing)
         counts = {unit: count for unit, count in counts.items() if states.get(unit, (0, ""))[0] == count[0] - count[1]}
-        sums = id_sums(dataset, counts, source=p.reader.source)
+        sums, recorded = id_sums(dataset, counts, source=p.reader.source), double_sums(p.table, source=p.reader.source)
         for unit, (_, rejected) in sorted(counts.items()):
             rows, digest = states.get(unit, (0, ""))
-            if unit == WHOLE or (sums[unit] == self.committer.accepted[unit] and unit not in self.committer.sharing):
-                row = {"source": p.reader.source, "unit": unit, "version": versions[unit], "rows": rows, "rejected": rejected, "digest": digest}
-                notes.append({**row, "run": p.run})
+            met = self.committer.doubles_of.get(unit, np.empty(0, np.uint64)).tolist()
+            double = added_up(recorded.values() if unit == WHOLE else met)
+            # A duplicate that is not on record under its container's name will not be found when it is to take the other one's place.
+            if unit == WHOLE or (sums[unit] == self.committer.accepted[unit] and double == recorded.get(unit, 0)):
+                row = {
+                    "source": p.reader.source,
+                    "unit": unit,
+                    "version": noted_version(versions[unit], double),
+                    "rows": rows,
+                    "rejected": rejected,
+                    "digest": digest,
+                    "run": p.run,
+                }
+                notes.append(row)
         record_notes(p.table, notes)
 
     def _prove(self) -> None:

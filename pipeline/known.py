@@ -6,6 +6,7 @@ comes in beside its twin becomes a reject (`duplicate_id`); one that comes later
 passes for unchanged; and of the two one that has vanished stays.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,11 @@ def hash64(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
             hashes[done : done + len(strings)] = pd.util.hash_array(strings.astype(object), categorize=False)
             done += len(strings)
     return hashes
+
+
+def added_up(hashes: Iterable[int]) -> int:
+    """The sum of 64-bit hashes, in 64 bits: the same for the same items in any order."""
+    return sum(hashes) % 2**64
 
 
 def repeated(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
@@ -145,6 +151,8 @@ class Contents:
     """Items of this source that were rejected because another one has the same id, in the version that was rejected."""
     bereft: frozenset[str] = frozenset()
     """Containers with a duplicate of an item that is gone: theirs is to take its place, so they are read again."""
+    doubles: Mapping[str, int] = field(default_factory=dict)
+    """Of a container with duplicates: the id hashes of those that stand in the rejects under its name, added up."""
     holders: dict[str, set[str]] = field(default_factory=dict)
     """Of a container with duplicates: those that the rows with these ids came from. Theirs may take the place of what goes there."""
     settled: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ConfigError
-from pipeline.known import CHANGED, DUPLICATE, UNCHANGED, WHOLE, Contents, hash64, repeated, without
+from pipeline.known import CHANGED, DUPLICATE, UNCHANGED, WHOLE, Contents, added_up, hash64, repeated, without
 from pipeline.readers import Reader
 from pipeline.sorting import sort_rows
 from schemas.items import LISTING, SLICE
@@ -134,7 +134,8 @@ def _chunk_id(work: pa.Table, fingerprint: str) -> str:
 
 def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fingerprint: str, notes: dict[str, Note]) -> Plan:
     whole = notes.get(WHOLE)
-    if whole and not contents.bereft and _note_holds(whole, listing_version(listing), contents, WHOLE) and not (contents.retries and whole.rejected):
+    version = noted_version(listing_version(listing), added_up(contents.doubles.values()))
+    if whole and not contents.bereft and _note_holds(whole, version, contents, WHOLE) and not (contents.retries and whole.rejected):
         complete_units = frozenset([*listing["unit"].to_pylist(), *contents.units])
         listed = whole.rows + whole.rejected
         return Plan(listed=listed, unchanged=whole.rows, rejected=whole.rejected, complete_units=complete_units, listing=listing)
@@ -143,7 +144,7 @@ def _plan_containers(reader: Reader, listing: pa.Table, contents: Contents, fing
         for unit, version in zip(listing["unit"].to_pylist(), listing["version"].to_pylist(), strict=True)
         if unit in notes
         and unit not in contents.bereft
-        and _note_holds(notes[unit], version, contents, unit)
+        and _note_holds(notes[unit], noted_version(version, contents.doubles.get(unit, 0)), contents, unit)
         and not (contents.retries and notes[unit].rejected)
     }
     while waiting := {unit for unit in complete if not contents.holders.get(unit, set()) <= complete.keys()}:
@@ -180,6 +181,11 @@ def listing_version(listing: pa.Table) -> str:
     for name in ("unit", "version"):
         digest.update(hash64(sort_rows(listing, "unit")[name]).tobytes())
     return digest.hexdigest()
+
+
+def noted_version(version: str, doubles: int) -> str:
+    """What a note says of a container's version: with its duplicates on record (`Contents.doubles`), which another container's may have replaced."""
+    return f"{version}|{doubles:016x}" if doubles else version
 
 
 def _note_holds(note: Note, version: str, contents: Contents, unit: str) -> bool:

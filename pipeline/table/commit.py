@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import JobFailed
-from pipeline.known import Contents, Known, hash64
+from pipeline.known import Contents, Known, added_up, hash64
 from pipeline.table import swap
 from pipeline.table.at import TableAt, identity_of
-from pipeline.table.contents import added_up, quoted, rows_with
+from pipeline.table.contents import quoted, rows_with
 from pipeline.table.rejects import forget_rejects, record_rejects
 from pipeline.table.stage import Receipt, Staged, Staging, metadata_of, read_staged, stage_rows
 from schemas.rejects import PASSING, REJECT
@@ -84,12 +84,12 @@ class Committer:
     """Items that this run has met and that are rejects."""
     doubles: Known = field(default_factory=Known)
     """Items that this run has met and whose id another item has."""
+    doubles_of: dict[str, np.ndarray] = field(default_factory=dict)
+    """Their id hashes, each once, by container."""
     unread: set[str] = field(default_factory=set)
     """Containers that could not be read whole."""
     again: set[str] = field(default_factory=set)
     """Containers with rejects that may pass by themselves: the next run reads them again."""
-    sharing: set[str] = field(default_factory=set)
-    """Containers with an item that this run has met in another one too, in the same version: no reject says that theirs is to take its place."""
 
     def __post_init__(self) -> None:
         self._fragments: set[int] = set()
@@ -262,11 +262,10 @@ class Committer:
         refused = np.concatenate([receipt.before, hash64(receipt.rejects["id"])])
         self.refused.add(refused, np.zeros(len(refused), np.uint64))
         repeated = receipt.rejects["id"].filter(pc.equal(receipt.rejects["reason"], "duplicate_id"))
-        self._note_doubles(np.concatenate([receipt.seen[met], hash64(repeated)]))
+        self._note_doubles(receipt.unit, np.concatenate([receipt.seen[met], hash64(repeated)]))
         if receipt.unit is not None:
             self.units.setdefault(receipt.unit, [0, 0])[1] += rejected
             self._accept(receipt.unit, receipt.seen[~met])
-            self.sharing |= {receipt.unit} if again else set()
             self.unread |= {receipt.unit} if receipt.unread else set()
             self.again |= set() if PASSING.isdisjoint(receipt.rejects["reason"].to_pylist()) else {receipt.unit}
 
@@ -284,7 +283,7 @@ class Committer:
             self.counts.overtaken += len(f.overtaken)
             self.counts.rejected += f.duplicates.num_rows
             self.reasons.update(f.duplicates["reason"].to_pylist())
-            self._note_doubles(hash64(f.duplicates["id"]))
+            self._note_doubles(receipt.unit, hash64(f.duplicates["id"]))
             if receipt.unit is not None:
                 self.units[receipt.unit][1] += f.duplicates.num_rows
                 self._accept(receipt.unit, f.staged.ids, f.overtaken)
@@ -292,8 +291,10 @@ class Committer:
         for f in fitted:
             self._forget_cured(f.staged)
 
-    def _note_doubles(self, ids: np.ndarray) -> None:
+    def _note_doubles(self, unit: str | None, ids: np.ndarray) -> None:
         self.doubles.add(ids, np.zeros(len(ids), np.uint64))
+        if unit is not None and len(ids):
+            self.doubles_of[unit] = np.union1d(self.doubles_of.get(unit, np.empty(0, np.uint64)), ids)
 
     def _accept(self, unit: str, *ids: np.ndarray) -> None:
         self.accepted[unit] = added_up([self.accepted[unit], *(int(part.sum(dtype=np.uint64)) for part in ids)])

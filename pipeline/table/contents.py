@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lance
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.known import WHOLE, Contents, Known, hash64
+from pipeline.known import WHOLE, Contents, Known, added_up, hash64
 from pipeline.plan import Note
 from pipeline.table.at import TableAt
 from schemas.rejects import PASSING
@@ -49,7 +49,15 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
     holders = _holders(dataset, doubles, source=source) if dataset is not None and doubles else {}
     units = unit_states(dataset, source=source) if dataset is not None else {}
     version = dataset.version if dataset is not None else 0
-    return Contents(own, others, rejected, version, units=units, duplicates=duplicates, bereft=frozenset(bereft), holders=holders)
+    contents = Contents(own, others, rejected, version, units=units, duplicates=duplicates, bereft=frozenset(bereft), holders=holders)
+    contents.doubles = double_sums(at, source=source)
+    return contents
+
+
+def double_sums(at: TableAt, *, source: str) -> Mapping[str, int]:
+    """Of each container of `source` with duplicates on record: their id hashes, added up."""
+    rejects = at.open(".rejects")
+    return _sums(rejects, f"source = {quoted(source)} AND _unit IS NOT NULL AND reason = 'duplicate_id'") if rejects is not None else {}
 
 
 def _holders(dataset: lance.LanceDataset, doubles: dict[int, str], *, source: str) -> dict[str, set[str]]:
@@ -70,16 +78,15 @@ def ids_in(dataset: lance.LanceDataset, units: frozenset[str], *, source: str) -
     return np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
 
 
-def added_up(hashes: Iterable[int]) -> int:
-    """The sum of 64-bit hashes, in 64 bits: the same for the same items in any order."""
-    return sum(hashes) % 2**64
-
-
 def id_sums(dataset: lance.LanceDataset, units: Iterable[str], *, source: str) -> dict[str, int]:
     """Of each of some containers of `source`: the id hashes of its rows, added up."""
-    wanted, sums = pa.array(sorted(units), pa.string()), Counter[str]()
-    for batch in read_batches(dataset, ["id", "_unit"], f"source = {quoted(source)} AND _unit IS NOT NULL"):
-        rows = batch.filter(pc.is_in(batch["_unit"], wanted))
+    return _sums(dataset, f"source = {quoted(source)} AND _unit IS NOT NULL", pa.array(sorted(units), pa.string()))
+
+
+def _sums(dataset: lance.LanceDataset, predicate: str, units: pa.Array | None = None) -> Counter[str]:
+    sums = Counter[str]()
+    for batch in read_batches(dataset, ["id", "_unit"], predicate):
+        rows = batch if units is None else batch.filter(pc.is_in(batch["_unit"], units))
         encoded = rows["_unit"].dictionary_encode()
         found = np.zeros(len(encoded.dictionary), np.uint64)
         np.add.at(found, encoded.indices.to_numpy(), hash64(rows["id"]))

@@ -280,6 +280,25 @@ def test_an_item_that_two_containers_have_alike_stays_as_long_as_one_has_it(tmp_
     assert texts(tmp_path) == {"x": "two", "b": "three"}
 
 
+def test_of_an_id_in_three_containers_the_last_one_has_its_row(tmp_path):
+    """Only one of the duplicates was on record, and the other was not read when its turn had come; another source's took its record, too."""
+    source, other = tmp_path / "source", tmp_path / "other"
+    for name in ("a", "b", "c"):
+        parquet(source / f"{name}.parquet", {"x": f"{name}'s", name: name})
+    parquet(other / "d.parquet", {"d": "d"})
+    embed(tmp_path, source)
+    embed(tmp_path, other)
+    parquet(other / "d.parquet", {"x": "d's", "d": "d"})
+    embed(tmp_path, other)
+    for text in ("a's", "b's", "c's"):
+        assert texts(tmp_path)["x"] == text
+        parquet(source / f"{text[0]}.parquet", {text[0]: text[0]})
+        embed(tmp_path, source)
+    embed(tmp_path, other)
+    assert texts(tmp_path) == {"a": "a", "b": "b", "c": "c", "d": "d", "x": "d's"} and rejects(tmp_path) == {}
+    assert (reads(tmp_path, source), reads(tmp_path, other)) == ([], [])
+
+
 def test_an_id_of_another_source_is_a_duplicate_before_it_is_embedded(tmp_path):
     """It was encoded on every run, to be rejected at the commit."""
     for name, text in (("one", "first"), ("two", "second")):

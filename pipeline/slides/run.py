@@ -146,7 +146,7 @@ def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str |
             gate.forget(filling.committer, unit)
         filling.changed_units |= gate.changed
         report.tiles.failed += sum(prepared.plan.unit_items[unit] for unit in gate.changed)
-        report.tiles.errors += filling.changed_units.values()
+        report.tiles.errors += list(filling.changed_units.values())[:20]
         filling.end(vanished=None if report.tiles.failed else pa.chunked_array([_rows_of_deleted(tiling)], pa.string()))
         _refuse_emptying(tiling)
         for group in groups:

@@ -350,7 +350,7 @@ def test_a_run_deletes_nothing_that_an_overlapping_one_has_brought(tmp_path):
     late = embed._prepare(job)
     (folder / "b.json").write_text(json.dumps([["b0", "another"]]))
     assert run(job).written == 2
-    report, problem = embed._fill(job, late)
+    report, problem, _ = embed._fill(job, late)
     assert (report.overtaken, report.vanished, report.deleted, problem) == (1, 0, 0, None)
     assert report.rows_in_table == 12
 
@@ -363,7 +363,7 @@ def test_a_disk_that_fills_up_ends_in_a_report(tmp_path, texts, monkeypatch):
 
     with monkeypatch.context() as disk:
         disk.setattr(Committer, "commit", full)
-        disk.setattr(embed, "record_run", lambda *arguments, **settings: full() if settings["report"] else None)
+        disk.setattr(embed, "record_run", lambda *arguments, **settings: full() if settings["status"] != "started" else None)
         with pytest.raises(JobFailed, match="No space left") as failure:
             run(job_of(tmp_path, texts))
     report = failure.value.report

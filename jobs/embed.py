@@ -11,8 +11,9 @@ from typing import Any
 from pipeline import command
 from pipeline.compute import Compute
 from pipeline.config import JobFailed, Model, Ref
-from pipeline.fill import Filling, Prepared, Sync, VectorTable, describe, embed_chunks, nothing_to_do, prepare, summary, unchanged_report, workers
+from pipeline.fill import Filling, describe, embed_chunks, unchanged_report, workers
 from pipeline.media import Limits
+from pipeline.prepare import Prepared, Sync, VectorTable, nothing_to_do, prepare, summary
 from pipeline.report import EmbedReport, cause_of, problem_of
 from pipeline.table.ledger import COMMITTED, PLANNED, record_run
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ConfigError, Model, Ref
-from pipeline.fill import Prepared, Sync, VectorTable, prepare
 from pipeline.journal import Journal, Watchdog
 from pipeline.media import Limits
+from pipeline.prepare import Prepared, Sync, VectorTable, prepare
 from pipeline.readers import Reader
 from pipeline.table.at import TableAt, fingerprint_of, model_of
 from pipeline.table.contents import id_predicate

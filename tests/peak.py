@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jobs.embed import EmbedJob
 from pipeline.config import load
-from pipeline.fill import Filling, prepare
+from pipeline.fill import Filling
+from pipeline.prepare import prepare
 from pipeline.report import EmbedReport
 from pipeline.work import ChunkWorker
 

@@ -17,9 +17,9 @@ from jobs.search import SearchJob
 from jobs.slides import SlidesJob
 from jobs.train import TrainJob
 from pipeline.config import ConfigError, Ref, imported, load, section
-from pipeline.fill import VectorTable, encoder_for
 from pipeline.keys import arguments, keys
 from pipeline.pairs.prepare import Dataset, prepare
+from pipeline.prepare import VectorTable, encoder_for
 from pipeline.redact import dropping_secrets, without_secrets
 from pipeline.table.at import TableAt
 from pipeline.table.swap import self_test

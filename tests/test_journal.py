@@ -118,7 +118,8 @@ def test_a_source_or_a_store_that_hangs_ends_the_worker_and_accuses_nobody(tmp_p
     code = f"""
 import pipeline.work as work
 from jobs.embed import EmbedJob
-from pipeline.fill import Filling, prepare
+from pipeline.fill import Filling
+from pipeline.prepare import prepare
 from pipeline.report import EmbedReport
 from tests.sources import Lines
 hang = lambda *arguments: time.sleep(3600)

@@ -10,7 +10,7 @@ import pydantic
 from pipeline.compute import Compute
 from pipeline.config import ConfigError, Model, Ref
 from pipeline.encoders import Encoder
-from pipeline.fill import Sync, VectorTable, encoder_for
+from pipeline.prepare import Sync, VectorTable, encoder_for
 from pipeline.slides.current import Comparison, compare
 from pipeline.slides.handles import Cache
 from pipeline.slides.inventory import Inventory, Slides, take_inventory

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from pipeline.compute import Sizes
 from pipeline.config import ConfigError, JobFailed
-from pipeline.fill import Filling, Prepared, describe, embed_chunks, prepare_of, unchanged_report, workers
+from pipeline.fill import Filling, describe, embed_chunks, unchanged_report, workers
 from pipeline.plan import Plan
+from pipeline.prepare import Prepared, prepare_of
 from pipeline.progress import Meter
 from pipeline.readers.slides import Tiles
 from pipeline.report import cause_of, explains_itself

@@ -1,7 +1,8 @@
 """Runs of the embed job's driver in this process, without Ray: planned, embedded by one worker, committed, and broken off where a test says so."""
 
 from jobs.embed import EmbedJob
-from pipeline.fill import Filling, prepare
+from pipeline.fill import Filling
+from pipeline.prepare import prepare
 from pipeline.report import EmbedReport
 from pipeline.table.at import TableAt
 from pipeline.work import ChunkWorker

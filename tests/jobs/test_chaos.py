@@ -15,7 +15,8 @@ import pytest
 from jobs.embed import EmbedJob
 from pipeline.config import Ref
 from pipeline.encoders.hashing import Hashing
-from pipeline.fill import Filling, prepare
+from pipeline.fill import Filling
+from pipeline.prepare import prepare
 from pipeline.report import EmbedReport
 from pipeline.table.at import TableAt
 from pipeline.work import ChunkWorker

@@ -300,7 +300,8 @@ def test_the_ledger_and_the_model_say_what_was_done(tmp_path, texts):
 
 
 def test_staged_work_of_a_dead_run_is_adopted(tmp_path, texts):
-    from pipeline.fill import Filling, prepare
+    from pipeline.fill import Filling
+    from pipeline.prepare import prepare
     from pipeline.report import EmbedReport
     from pipeline.work import ChunkWorker
 
@@ -318,7 +319,8 @@ def test_staged_work_of_a_dead_run_is_adopted(tmp_path, texts):
 
 
 def test_a_staged_file_that_was_cleaned_away_is_computed_again(tmp_path, texts):
-    from pipeline.fill import Filling, prepare
+    from pipeline.fill import Filling
+    from pipeline.prepare import prepare
     from pipeline.report import EmbedReport
     from pipeline.work import ChunkWorker
 

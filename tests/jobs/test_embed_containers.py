@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.embed import EmbedJob
-from pipeline.fill import Filling, prepare
+from pipeline.fill import Filling
+from pipeline.prepare import prepare
 from pipeline.report import EmbedReport
 from pipeline.table.at import TableAt
 from pipeline.work import ChunkWorker

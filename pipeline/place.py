@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import ConfigError
+from pipeline.fetch import open_file
 from pipeline.stores import filesystem, probe, reaching
 
 
@@ -12,7 +13,7 @@ def read_file(uri: str, storage_options: dict[str, Any] | None = None) -> bytes:
     """The bytes of a file. Raises ConfigError if there is none, naming the nearest one, or if its store cannot be reached."""
     if storage.find(uri, storage_options=storage_options)["unit"].to_pylist() != [storage.canonical(uri)]:
         raise ConfigError(f"{uri} is a folder or a pattern; name one file")
-    with reaching(uri), storage.open_file(uri, storage_options) as file:
+    with reaching(uri), open_file(uri, storage_options) as file:
         return file.read()
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
-from pipeline import storage
 from pipeline.config import ConfigError, Model, Ref, nearest
 from pipeline.encoders import Encoder
+from pipeline.fetch import fetch
 from pipeline.media import BadItem, Limits, decode, to_pixels
 from pipeline.stores import reaching
 from pipeline.table.at import TableAt, dim_of, fingerprint_of, model_of, told
@@ -194,7 +194,7 @@ def _encode(encoder: Encoder, queries: Sequence[Query], storage_options: dict[st
 def _image(encoder: Encoder, uri: str, storage_options: dict[str, Any] | None) -> np.ndarray:
     limits = Limits()
     with reaching(uri):
-        data = storage.fetch([uri], max_bytes=limits.max_item_bytes, storage_options=storage_options)[0]
+        data = fetch([uri], max_bytes=limits.max_item_bytes, storage_options=storage_options)[0]
     try:
         if data is None or isinstance(data, BadItem):
             raise data or BadItem("missing")

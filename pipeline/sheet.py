@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline import storage
+from pipeline.fetch import fetch
 from pipeline.media import BadItem, Limits, decode, thumbnail
 from pipeline.page import page, safe
 from pipeline.search import SIMILARITY, Query
@@ -94,7 +94,7 @@ def _card(row: dict[str, Any], fetched: bytes | BadItem | None) -> Card:
 def _pictures(uris: Sequence[str | None], storage_options: dict[str, Any] | None) -> list[bytes | BadItem | None]:
     limits = Limits()
     with reaching(next((uri for uri in uris if uri and "://" in uri), "the hits' pictures")):
-        found = storage.fetch(uris, max_bytes=limits.max_item_bytes, storage_options=storage_options)
+        found = fetch(uris, max_bytes=limits.max_item_bytes, storage_options=storage_options)
     return [_small(data, limits) for data in found]
 
 

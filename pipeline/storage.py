@@ -1,4 +1,4 @@
-"""Files in folders and object stores: find them with a version, fetch many small ones, open a large one.
+"""Files in folders and object stores: what they are called, and which there are, with a version.
 
 A place is named by one canonical string: an absolute local path, or an object store's URI (s3://bucket/key), unescaped.
 `storage_options` are fsspec's own, by store: `key`, `secret`, `endpoint_url` for s3 and so on; credentials are better
@@ -6,29 +6,23 @@ left to the environment. Hidden files (`.x`) and the markers of other tools (`_S
 """
 
 # os.path and os.scandir, not pathlib: 200,000 files are listed in a third of the time.
-# ruff: noqa: PTH100, PTH111, PTH112, PTH116, PTH123, PTH207, PTH208
-import asyncio
-import errno
+# ruff: noqa: PTH100, PTH111, PTH112, PTH116, PTH207, PTH208
 import glob
 import heapq
-import io
 import itertools
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import fsspec
-import fsspec.asyn
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ConfigError, nearest
-from pipeline.media import BadItem
 from pipeline.sorting import sort_rows
-from pipeline.stores import CONNECTIONS, check_credentials, check_forbidden, filesystem, listing_all, probe, reaching
+from pipeline.stores import check_forbidden, filesystem, listing_all, probe, reaching
 from schemas.items import LISTING
 
 FOUND = pa.schema([LISTING.field(name) for name in ("unit", "version", "bytes")])
@@ -36,9 +30,6 @@ FOUND = pa.schema([LISTING.field(name) for name in ("unit", "version", "bytes")]
 
 MARKERS = ("_temporary", "_metadata", "_common_metadata", "_delta_log", "_committed_", "_started_", "_SUCCESS", "__MACOSX")
 SCHEMES = {"s3a": "s3", "gcs": "gs"}
-ITEMS_FAULT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
-BUFFER_BYTES = 2**20
-HTTP_S = 30.0
 FILES_A_BLOCK = 2**16
 
 Entry = tuple[str, int | None]
@@ -58,7 +49,7 @@ def find(uri: str | Sequence[str], *, suffixes: Sequence[str] | None = None, sto
     blocks: list[pa.RecordBatch] = []
     for place in places:
         wanted = _wanted(suffixes, place)
-        entries = _find_local(place, wanted) if _is_local(place) else _find_remote(place, wanted, storage_options or {})
+        entries = _find_local(place, wanted) if is_local(place) else _find_remote(place, wanted, storage_options or {})
         before = len(blocks)
         blocks += _blocks(entries)
         if len(blocks) == before:
@@ -95,8 +86,8 @@ def look(uri: str, storage_options: dict[str, Any] | None = None) -> dict[str, E
 
     Raises what the disk or the store raises if it cannot say, with the store's own retries; CredentialsRefused where that is why.
     """
-    if _is_local(uri):
-        path = _local(uri)
+    if is_local(uri):
+        path = local_path(uri)
         try:
             status = os.stat(path)
             if not stat.S_ISDIR(status.st_mode):
@@ -129,10 +120,10 @@ def source_name(uri: str | Sequence[str]) -> str:
 
 def canonical(uri: str) -> str:
     """An absolute path, or a URI whose scheme is the store's usual one, without a slash at the end."""
-    if not _is_local(uri):
+    if not is_local(uri):
         scheme, _, rest = uri.partition("://")
         return f"{SCHEMES.get(scheme, scheme)}://{rest.rstrip('/')}"
-    return _local(uri)
+    return local_path(uri)
 
 
 def parent(uri: str) -> str:
@@ -140,11 +131,13 @@ def parent(uri: str) -> str:
     return uri.rpartition("/")[0]
 
 
-def _is_local(uri: str) -> bool:
+def is_local(uri: str) -> bool:
+    """Whether a place is a path of this machine, and not in a store."""
     return "://" not in uri or uri.startswith(("file://", "local://"))
 
 
-def _local(uri: str) -> str:
+def local_path(uri: str) -> str:
+    """The absolute path of a local place."""
     path = uri.partition("://")[2] if "://" in uri else uri
     return os.path.abspath(os.path.expanduser(path))
 
@@ -167,7 +160,7 @@ def _wanted(suffixes: Sequence[str] | None, place: str) -> Callable[[str], bool]
 
 
 def _find_local(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Entry]]:
-    path = _local(place)
+    path = local_path(place)
     try:
         if os.path.isdir(path):
             yield from _walk(path, wanted)
@@ -309,144 +302,9 @@ def _nothing(place: str, suffixes: Sequence[str] | None, storage_options: dict[s
     looked_for = f" ending in {', '.join(suffixes)}" if suffixes else ""
     if glob.has_magic(place):
         return f"no file{looked_for} matches {place}; correct the pattern"
-    everything = dict(_find_local(place, lambda _: True) if _is_local(place) else _find_remote(place, lambda _: True, storage_options))
+    everything = dict(_find_local(place, lambda _: True) if is_local(place) else _find_remote(place, lambda _: True, storage_options))
     if not everything:
         return f"{place} has no files; fill it, or correct the URI"
     kinds = Counter(Path(unit).suffix or "(no suffix)" for unit in everything).most_common(5)
     holds = ", ".join(f"{count} {suffix}" for suffix, count in kinds)
     return f"{place} has no files{looked_for}; it holds {holds}; correct the URI or `suffixes`"
-
-
-# ---- reading ----
-
-
-def fetch(uris: Sequence[str | None], *, max_bytes: int, storage_options: dict[str, Any] | None = None) -> list[bytes | BadItem | None]:
-    """The bytes of each file, in order; None for None.
-
-    A file that is gone or forbidden is a BadItem `missing`, one larger than `max_bytes` is `too_many_bytes` and is not
-    read whole. A store that cannot be reached, or refuses the credentials (CredentialsRefused), raises: that is no item's
-    fault. Object stores are read 64 files at a time.
-    """
-    results: list[bytes | BadItem | None] = [None] * len(uris)
-    remote: dict[str, list[int]] = {}
-    for index, uri in enumerate(uris):
-        if uri is None:
-            continue
-        if _is_local(uri):
-            results[index] = _read_local(_local(uri), max_bytes)
-        else:
-            remote.setdefault("/".join(uri.split("/", 3)[:3]), []).append(index)
-    for indexes in remote.values():
-        for index, result in zip(indexes, _fetch_remote([str(uris[i]) for i in indexes], max_bytes, storage_options or {}), strict=True):
-            results[index] = result
-    return results
-
-
-def _read_local(path: str, max_bytes: int) -> bytes | BadItem:
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            return BadItem("missing", f"{path} is not a file")
-        if status.st_size > max_bytes:
-            return _too_large(status.st_size, max_bytes)
-        with open(path, "rb") as file:
-            # Not max_bytes at once: Python would make room for all of them first.
-            data = file.read(status.st_size + 1)
-            if len(data) > status.st_size:  # it has grown meanwhile
-                data += file.read(max_bytes + 1 - len(data))
-    except (OSError, ValueError) as error:
-        # A disk that fails, or too many open files, is no item's fault.
-        if isinstance(error, OSError) and error.errno not in ITEMS_FAULT:
-            raise
-        return BadItem("missing", f"{type(error).__name__}: {error}{_rename(path)}")
-    return data if len(data) <= max_bytes else _too_large(len(data), max_bytes)
-
-
-def _rename(path: str) -> str:
-    return "; if its name is not UTF-8, rename it" if "\\x" in path else ""
-
-
-def _too_large(size: int | None, max_bytes: int) -> BadItem:
-    return BadItem("too_many_bytes", f"{size if size else 'more than ' + str(max_bytes)} bytes; limits.max_item_bytes is {max_bytes}")
-
-
-def _fetch_remote(uris: list[str], max_bytes: int, storage_options: dict[str, Any]) -> list[bytes | BadItem]:
-    """Files of one store."""
-    scheme = uris[0].partition("://")[0]
-    if scheme not in fsspec.available_protocols():
-        return [BadItem("missing", f"{uri}: unknown store {scheme!r}") for uri in uris]
-    store, _ = filesystem(uris[0], storage_options)
-    paths = [store._strip_protocol(uri) for uri in uris]
-    if not store.async_impl:
-        return [_read_sync(store, path, max_bytes) for path in paths]
-    read = _read_http if scheme in ("http", "https") else _read_async
-
-    async def fetch_all() -> list[bytes | BadItem]:
-        turn = asyncio.Semaphore(CONNECTIONS)
-
-        async def one(path: str) -> bytes | BadItem:
-            async with turn:
-                return await read(store, path, max_bytes)
-
-        return await asyncio.gather(*map(one, paths))
-
-    results: list[bytes | BadItem] = fsspec.asyn.sync(store.loop, fetch_all)
-    return results
-
-
-def _read_sync(store: Any, path: str, max_bytes: int) -> bytes | BadItem:
-    try:
-        size = store.info(path)["size"]
-        if size is not None and size > max_bytes:
-            return _too_large(size, max_bytes)
-        return bytes(store.cat_file(path))
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        check_credentials(error, path)
-        return BadItem("missing", f"{type(error).__name__}: {error}")
-
-
-async def _read_async(store: Any, path: str, max_bytes: int) -> bytes | BadItem:
-    """One request: the first `max_bytes` + 1 bytes say whether there are too many."""
-    try:
-        try:
-            data: bytes = await store._cat_file(path, start=0, end=max_bytes + 1)
-        except (OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError) or (await store._info(path))["size"] != 0:
-                raise
-            return b""  # stores refuse a range of an empty object
-    except OSError as error:
-        check_credentials(error, path)
-        if not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-            raise
-        return BadItem("missing", f"{type(error).__name__}: {error}")
-    return data if len(data) <= max_bytes else _too_large(None, max_bytes)
-
-
-async def _read_http(store: Any, url: str, max_bytes: int) -> bytes | BadItem:
-    """A page of the open web: whatever goes wrong is that host's fault, and the item's."""
-    import aiohttp
-
-    try:
-        session = await store.set_session()
-        async with session.get(url, timeout=aiohttp.ClientTimeout(total=HTTP_S)) as response:
-            response.raise_for_status()
-            if (response.content_length or 0) > max_bytes:
-                return _too_large(response.content_length, max_bytes)
-            data = bytearray()
-            async for part in response.content.iter_chunked(2**16):
-                data += part
-                if len(data) > max_bytes:
-                    return _too_large(None, max_bytes)
-            return bytes(data)
-    except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
-        return BadItem("missing", f"{type(error).__name__}: {error}")
-
-
-def open_file(uri: str, storage_options: dict[str, Any] | None = None) -> IO[bytes]:
-    """A file for reading, seekable and not read ahead as a whole. Raises FileNotFoundError or PermissionError."""
-    if _is_local(uri):
-        return open(_local(uri), "rb")
-    store, path = filesystem(uri, storage_options or {})
-    store.invalidate_cache()
-    # fsspec's own files know no readline(limit), and go through Python for each line.
-    return io.BufferedReader(store.open(path, "rb"), BUFFER_BYTES)

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import media, storage
+from pipeline import media
 from pipeline.encoders import Encoder
+from pipeline.fetch import fetch
 from pipeline.journal import Journal
 from pipeline.media import BadItem, Limits
 from schemas.items import encoder_schema
@@ -182,7 +183,7 @@ class Vectoriser:
             return own
         limits = self.limits
         with journal.watch(items["id"].to_pylist(), self._time_for(items)):
-            fetched = storage.fetch(uris, max_bytes=limits.max_item_bytes, storage_options=self.storage_options)
+            fetched = fetch(uris, max_bytes=limits.max_item_bytes, storage_options=self.storage_options)
         return [data if data is not None else found for data, found in zip(own, fetched, strict=True)]
 
     def _own(self, column: pa.ChunkedArray) -> list[bytes | BadItem | None]:

@@ -10,8 +10,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from pipeline.config import ConfigError
+from pipeline.fetch import fetch, open_file
 from pipeline.media import BadItem
-from pipeline.storage import FOUND, canonical, fetch, find, open_file, source_name
+from pipeline.storage import FOUND, canonical, find, source_name
 from pipeline.stores import CredentialsRefused
 
 ODD_NAMES = ["a b.jpg", "ü€𝄞.jpg", "50%25 #1?.jpg", "[x] *.jpg", "a::b.jpg", "q'uo\"te.jpg", "new\nline.jpg"]

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pipeline import media, storage
+from pipeline import media
+from pipeline.fetch import fetch
 from pipeline.media import BadItem
 from pipeline.pairs.keys import content_key, cost_of, document_key, hash64, told_key
 from pipeline.pairs.rows import BadRow
@@ -93,7 +94,7 @@ class Checker:
         uris = list(dict.fromkeys(image["uri"] for _, image in images if image["uri"] is not None))
         # Of a file that only must exist nothing is read: one larger than nothing is there.
         most = 0 if only_exist else self.dataset.limits.max_item_bytes
-        found = dict(zip(uris, storage.fetch(uris, max_bytes=most, storage_options=dict(self.dataset.storage_options)), strict=True))
+        found = dict(zip(uris, fetch(uris, max_bytes=most, storage_options=dict(self.dataset.storage_options)), strict=True))
         problems: dict[Any, BadRow | None]
         if only_exist:
             problems = {uri: _missing(uri, data) for uri, data in found.items()}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config import ConfigError
+from pipeline.fetch import open_file
 from pipeline.readers import lines, rows, slices
 from pipeline.readers.lines import BEGIN, Record, Start, Starts
 from pipeline.readers.slices import UNREADABLE
@@ -109,7 +110,7 @@ class Files:
 
     def _cut(self, unit: str, version: str) -> Sequence[slices.Part]:
         if unit.endswith(".parquet"):
-            with storage.open_file(unit, self.storage_options) as file:
+            with open_file(unit, self.storage_options) as file:
                 header = pq.ParquetFile(file).metadata
             return slices.cut([(header.row_group(i).num_rows, header.row_group(i).total_byte_size) for i in range(header.num_row_groups)])
         if unit.endswith(".arrow"):
@@ -134,7 +135,7 @@ class Files:
         return (raw._replace(row=raw.row + start.row) for raw in _counted(found, within, lambda record: record))
 
     def _parquet(self, unit: str, wanted: range | None) -> Iterator[Raw]:
-        with storage.open_file(unit, self.storage_options) as file:
+        with open_file(unit, self.storage_options) as file:
             parquet = pq.ParquetFile(file)
             counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
             groups, at, first, size = [], 0, None, 1
@@ -154,7 +155,7 @@ class Files:
 
     @contextmanager
     def _stream(self, unit: str) -> Iterator[pa.RecordBatchStreamReader]:
-        with storage.open_file(unit, self.storage_options) as file, pa.ipc.open_stream(file) as stream:
+        with open_file(unit, self.storage_options) as file, pa.ipc.open_stream(file) as stream:
             yield stream
 
     def _records(self, unit: str, start: Start) -> Iterator[Record]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import ConfigError, nearest
+from pipeline.fetch import fetch, open_file
 from pipeline.media import BadItem
 from pipeline.readers import rows, slices
 from pipeline.readers.rows import Block
@@ -84,7 +85,7 @@ class HuggingFace:
         return f"{self.path}/{self.split_name}"
 
     def _json(self, uri: str) -> Any:
-        data = storage.fetch([uri], max_bytes=MAX_STATE_BYTES, storage_options=self.storage_options)[0]
+        data = fetch([uri], max_bytes=MAX_STATE_BYTES, storage_options=self.storage_options)[0]
         try:
             return None if data is None or isinstance(data, BadItem) else json.loads(data)
         except ValueError as error:
@@ -123,7 +124,7 @@ class HuggingFace:
     @contextmanager
     def _stream(self, unit: str) -> Iterator[pa.RecordBatchStreamReader]:
         """An Arrow file's batches; a local one is mapped, so that what is skipped is not read."""
-        with storage.open_file(unit, self.storage_options) as opened:
+        with open_file(unit, self.storage_options) as opened:
             file = pa.memory_map(unit) if unit.startswith("/") else opened
             with pa.ipc.open_stream(file) as stream:
                 yield stream

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import ConfigError, nearest
+from pipeline.fetch import fetch
 from pipeline.media import BadItem
 from pipeline.readers import rows
 from pipeline.readers.identity import digests
@@ -87,7 +88,7 @@ class Images:
         # The version says whether there is a caption, and how its ending is written.
         endings = [re.search(rf"\|({self.captions}):", version, re.IGNORECASE) for version in work["version"].to_pylist()]
         beside = [f"{_stem(unit)}.{found[1]}" if found else None for unit, found in zip(units, endings, strict=True)]
-        contents = storage.fetch(beside, max_bytes=MAX_SIDECAR_BYTES, storage_options=self.storage_options)
+        contents = fetch(beside, max_bytes=MAX_SIDECAR_BYTES, storage_options=self.storage_options)
         parsed = [self._parse(data) for data in contents]
         faults = [entry.detail if isinstance(entry, BadItem) else None for entry in parsed]
         values = [{} if isinstance(entry, BadItem) else entry for entry in parsed]

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline import storage
+from pipeline.fetch import open_file
 from pipeline.media import BadItem
 from pipeline.readers import slices
 from pipeline.readers.rows import Block, Columns, Fault
@@ -64,7 +64,7 @@ Starts = dict[tuple[str, str], Sequence[Start]]
 @contextmanager
 def opened(unit: str, storage_options: dict[str, Any] | None) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked."""
-    with storage.open_file(unit, storage_options) as file:
+    with open_file(unit, storage_options) as file:
         if unit.endswith((".gz", ".tgz")):
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield unpacked  # type: ignore[misc]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.fetch import open_file
 from pipeline.media import BadItem
 from pipeline.readers import rows, slices
 from pipeline.readers.rows import Block, Fault
@@ -66,7 +67,7 @@ class Parquet:
         found = storage.find(self.uri, suffixes=[".parquet", ".pq"], storage_options=self.storage_options)
         for unit in found["unit"].to_pylist():
             try:
-                with storage.open_file(unit, self.storage_options) as file:
+                with open_file(unit, self.storage_options) as file:
                     schema = pq.read_schema(file)
             except (pa.ArrowInvalid, FileNotFoundError, PermissionError):
                 continue  # `read` rejects it
@@ -86,7 +87,7 @@ class Parquet:
 
     def _parts(self, unit: str) -> Sequence[Part]:
         try:
-            with storage.open_file(unit, self.storage_options) as file:
+            with open_file(unit, self.storage_options) as file:
                 groups = _groups(pq.ParquetFile(file).metadata)
         except (pa.ArrowInvalid, FileNotFoundError, PermissionError):
             return [UNREADABLE]
@@ -97,7 +98,7 @@ class Parquet:
         return slices.read(work, self._blocks, self.columns, self.metadata)
 
     def _blocks(self, unit: str, start: int, stop: int) -> Iterator[Block]:
-        with storage.open_file(unit, self.storage_options) as file:
+        with open_file(unit, self.storage_options) as file:
             header = pq.ParquetFile(file).metadata
             groups = _groups(header)
             first = _row_groups(groups, start, stop)

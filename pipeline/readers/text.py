@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.config import ConfigError
 from pipeline.encoders.local_copy import is_uri, local_copy
+from pipeline.fetch import fetch
 from pipeline.media import BadItem
 from pipeline.readers import rows, slices
 from pipeline.readers.identity import settings_digest
@@ -95,7 +96,7 @@ class TextFiles:
             yield from slices.read(pa.Table.from_pylist([part]), blocks, columns, METADATA)
 
     def _texts(self, units: Sequence[str]) -> Sequence[str | BadItem]:
-        found = storage.fetch(units, max_bytes=MAX_FILE_BYTES, storage_options=self.storage_options)
+        found = fetch(units, max_bytes=MAX_FILE_BYTES, storage_options=self.storage_options)
         return [_decoded(data) for data in found]
 
     def _spans(self, text: str) -> np.ndarray:

@@ -17,6 +17,7 @@ import pydantic
 
 from pipeline import storage
 from pipeline.config import ConfigError, Model, nearest
+from pipeline.fetch import fetch
 from pipeline.readers.kinds import convert, declared, plain
 from pipeline.slides.opening import SUFFIXES
 from schemas.slides import TILE
@@ -203,7 +204,7 @@ def _join(listed: Sequence[Listed], metadata: Metadata, storage_options: dict[st
 
 def _read(uri: str, storage_options: dict[str, Any] | None) -> pa.Table:
     """The whole file: one row a slide is small."""
-    data = storage.fetch([uri], max_bytes=2**30, storage_options=storage_options)[0]
+    data = fetch([uri], max_bytes=2**30, storage_options=storage_options)[0]
     if not isinstance(data, bytes):
         raise ConfigError(f"slides.metadata.uri={uri!r} cannot be read: {data.detail if data else 'it has no bytes'}")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.fetch import ITEMS_FAULT
 from pipeline.slides import BadSlide, Slide
 from pipeline.slides.cache import Entry, SlideCache
 from pipeline.slides.comparison import compare, refusal
@@ -22,7 +23,7 @@ from pipeline.slides.native import Native, open_native
 from pipeline.slides.ranges import LocalFile, Ranges, StoredObject, window
 from pipeline.slides.tiff import Layout, Stored, as_levels, fits, read_layout
 from pipeline.slides.tiled import TiledJpeg
-from pipeline.storage import ITEMS_FAULT, canonical
+from pipeline.storage import canonical
 from pipeline.stores import check_forbidden, filesystem
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi")

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pydantic
 import torch
 
-from pipeline import media, storage
+from pipeline import media
 from pipeline.config import ConfigError, Model
+from pipeline.fetch import fetch
 from pipeline.media import BadItem, Limits
 from pipeline.pairs.keys import hash64
 from pipeline.pairs.prepared import Prepared
@@ -169,7 +170,7 @@ def _pixels(rows: Sequence[Mapping[str, Any]], store: str, limits: Limits) -> di
     uris = list(
         dict.fromkeys(image["uri"] for row in rows for message in _messages(row) for image in message["images"] or [] if image["bytes"] is None)
     )
-    found = storage.fetch(uris, max_bytes=limits.max_item_bytes, storage_options=json.loads(store))
+    found = fetch(uris, max_bytes=limits.max_item_bytes, storage_options=json.loads(store))
     return {uri: _decoded(data, limits) for uri, data in zip(uris, found, strict=True)}
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
+from pipeline.fetch import fetch
 from pipeline.readers import lines
 from pipeline.readers.csv import Csv
 from pipeline.readers.huggingface import HuggingFace
@@ -89,7 +89,7 @@ def test_items_are_the_same_as_on_a_disk(bucket, name, monkeypatch):
     if name == "parquet":
         assert rows[3]["image_uri"] == "s3://readers/parquet/img/3.jpg"
     if name == "images":
-        pictures = storage.fetch([row["image_uri"] for row in rows], max_bytes=100, storage_options=reader.storage_options)
+        pictures = fetch([row["image_uri"] for row in rows], max_bytes=100, storage_options=reader.storage_options)
         assert pictures == [b"jpeg"] * COUNT
 
 
@@ -103,7 +103,7 @@ def test_a_lance_table_is_read_from_a_store_and_its_images_are_fetched_there(buc
     check_reader(reader)
     found = read_all(reader)
     assert [(row["id"], row["text"], row["image_uri"]) for row in found] == [(f"i{i}", TEXTS[i], uris[i]) for i in range(COUNT)]
-    assert storage.fetch(uris[:2], max_bytes=100, storage_options=reader.storage_options) == [b"jpeg"] * 2
+    assert fetch(uris[:2], max_bytes=100, storage_options=reader.storage_options) == [b"jpeg"] * 2
     before = reader.list()["version"].to_pylist()
     lance.dataset("s3://readers/db/t.lance", storage_options=lances).delete("id = 'i20'")
     after = reader.list()["version"].to_pylist()

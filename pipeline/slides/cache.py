@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import shutil
 import threading
 import time
@@ -61,21 +62,21 @@ class SlideCache:
         key = hashlib.sha256(repr([uri, [(name, size, version) for name, size, version in files]]).encode()).hexdigest()[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
         while True:
-            lock = self._locked(key, fcntl.LOCK_SH)
+            lock = self._shared(key)
             whole = self.folder / key
             if whole.exists():
                 os.utime(self._lock_file(key))
                 return Entry(whole / files[0][0], lock)
             os.close(lock)
-            # Whoever was faster has copied it meanwhile; then there is nothing to do, and the loop takes it.
-            self._copy(key, store, path, files, uri)
+            with self._exclusive(key) as mine:
+                if mine and not whole.exists():
+                    self._copy(key, store, path, files, uri)
+            if not mine:  # another one looks, copies or reads by now: look again, not at the same moment as it does
+                time.sleep(random.uniform(0, POLL_S))
 
     def _copy(self, key: str, store: Any, path: str, files: list[tuple[str, int, str]], uri: str) -> None:
-        lock = self._locked(key, fcntl.LOCK_EX)
+        whole, part = self.folder / key, self.folder / f"{key}.part"
         try:
-            whole, part = self.folder / key, self.folder / f"{key}.part"
-            if whole.exists():
-                return
             shutil.rmtree(part, ignore_errors=True)
             self._make_room(key, part, sum(size for _, size, _ in files), uri)
             above = path.rpartition("/")[0]
@@ -88,8 +89,7 @@ class SlideCache:
                         raise BadSlide("missing", f"{uri}: {name} changed while it was copied; run again when it is complete")
             part.rename(whole)
         finally:
-            shutil.rmtree(self.folder / f"{key}.part", ignore_errors=True)
-            os.close(lock)
+            shutil.rmtree(part, ignore_errors=True)
 
     def _make_room(self, key: str, part: Path, size: int, uri: str) -> None:
         """Remove slides that nobody reads until `size` fits, and take that room by `part`/.size."""
@@ -120,9 +120,7 @@ class SlideCache:
 
     def _removed(self, lock: Path) -> bool:
         with lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _flock(file.fileno(), fcntl.LOCK_EX):
                 return False
             whole, part = lock.with_suffix(""), lock.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
@@ -134,15 +132,16 @@ class SlideCache:
     def _lock_file(self, key: str) -> Path:
         return self.folder / f"{key}.lock"
 
-    def _locked(self, key: str, how: int) -> int:
+    def _open_lock(self, key: str) -> int:
         # Lock files stay: removing one while another process waits for it would split the lock in two.
-        file = os.open(self._lock_file(key), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return os.open(self._lock_file(key), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _shared(self, key: str) -> int:
+        """The slide's lock, held with others. Waits while somebody copies or removes it."""
+        file = self._open_lock(key)
         moved = None
         try:
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(file, how | fcntl.LOCK_NB)
-                    return file
+            while not _flock(file, fcntl.LOCK_SH):
                 before, moved = moved, os.fstat(file).st_mtime_ns
                 if moved != before:
                     self._alive()
@@ -150,6 +149,16 @@ class SlideCache:
         except BaseException:
             os.close(file)
             raise
+        return file
+
+    @contextlib.contextmanager
+    def _exclusive(self, key: str) -> Iterator[bool]:
+        """Hold the slide's lock alone; gives False if others hold it. Never waits: who has copied a slide reads it, maybe for hours."""
+        file = self._open_lock(key)
+        try:
+            yield _flock(file, fcntl.LOCK_EX)
+        finally:
+            os.close(file)
 
     @contextlib.contextmanager
     def _told(self, key: str, part: Path) -> Iterator[None]:
@@ -184,6 +193,15 @@ class SlideCache:
             yield
         finally:
             os.close(file)
+
+
+def _flock(file: int, how: int) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _bytes(folder: Path) -> int:

@@ -241,6 +241,18 @@ def test_two_processes_copy_a_slide_once(deflated, tmp_path):
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+def test_who_waits_for_a_copy_has_it_while_the_one_who_made_it_reads(deflated, tmp_path):
+    """It wanted the slide's lock for itself, and waited until the other had read all of the slide."""
+    for attempt in range(20):
+        cache = SlideCache(tmp_path / str(attempt), max_bytes=10**8)
+        with ThreadPoolExecutor(3) as threads:
+            held = [threads.submit(cache.hold, deflated.as_uri(), {}) for _ in range(3)]
+            entries = [each.result(timeout=20) for each in held]
+        assert len({entry.path for entry in entries}) == 1
+        for entry in entries:
+            entry.release()
+
+
 def test_who_waits_for_a_slow_copy_hears_that_it_gets_on_and_not_when_it_stalls(deflated, tmp_path):
     def copy(url, name):
         heard = []

@@ -18,7 +18,7 @@ import ray
 import ray.data
 
 from pipeline.compute import Compute, Sizes, holds, sizes
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, JobFailed
 from pipeline.plan import Chunk
 from pipeline.table.stage import Receipt
 from pipeline.work import CHUNKS_AT_ONCE, ChunkWorker, Task
@@ -119,24 +119,29 @@ class EmbedChunks:
         if told.threads > 1:
             # The threads are the parallelism: each of them multiplying matrices with threads of its own is slower.
             os.environ["OMP_NUM_THREADS"] = "1"
-        self._worker = ChunkWorker(told)
+        self._refused: str | None = None
+        try:
+            self._worker = ChunkWorker(told)
+        except ConfigError as error:
+            self._refused = str(error)  # raised here, or by a call, it would come with a hundred lines of Ray's
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        receipts = []
-        for row in batch.to_pylist():
-            work = pa.ipc.open_stream(row["work"]).read_all()
-            receipts.append(self._worker(row["chunk"], work).to_bytes())
-        return pa.table({"receipt": pa.array(receipts, pa.large_binary())})
+        [row] = batch.to_pylist()
+        receipt = None
+        if self._refused is None:
+            receipt = self._worker(row["chunk"], pa.ipc.open_stream(row["work"]).read_all()).to_bytes()
+        return pa.table({"receipt": pa.array([receipt], pa.large_binary()), "refused": pa.array([self._refused], pa.string())})
 
 
 def embed(chunks: list[Chunk], task: Task, fit: Sizes) -> Iterator[Receipt]:
-    """Receipts of `chunks` as they are staged. Ray must be running."""
+    """Receipts of `chunks` as they are staged. Ray must be running. Raises JobFailed if the encoder cannot work as it is configured."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Ray's own threshold is barely reached with two chunks at once in an actor: the pool stayed on one node of a cluster.
     context.actor_pool_util_upscaling_threshold = 1.0
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the report and the meter say what it would
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # it would print each error that it raises; whether to is ours to say
     # Put one by one: the driver then holds one of them, and Ray moves what does not fit into its memory to disk.
     orders = [ray.put(pa.table({"chunk": [chunk.id], "work": [_to_bytes(chunk.work)]})) for chunk in chunks]
     dataset = ray.data.from_arrow_refs(orders).map_batches(
@@ -154,8 +159,10 @@ def embed(chunks: list[Chunk], task: Task, fit: Sizes) -> Iterator[Receipt]:
         num_gpus=fit.gpus or None,
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for data in batch["receipt"].to_pylist():
-            yield Receipt.from_bytes(data)
+        for answer in batch.to_pylist():
+            if answer["refused"] is not None:
+                raise JobFailed(answer["refused"])
+            yield Receipt.from_bytes(answer["receipt"])
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -114,20 +114,19 @@ class SlideCache:
         for lock in sorted(held, key=lambda lock: lock.stat().st_mtime_ns):
             if total <= bound:
                 break
-            if held[lock] and self._removed(lock):
+            if held[lock] and self._removed(lock.stem):
                 total -= held[lock]
         return total <= bound
 
-    def _removed(self, lock: Path) -> bool:
-        with lock.open("rb") as file:
-            if not _flock(file.fileno(), fcntl.LOCK_EX):
-                return False
-            whole, part = lock.with_suffix(""), lock.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            if whole.exists():
-                whole.rename(part)  # a process that is killed while it removes must not leave half a slide under a whole one's name
+    def _removed(self, key: str) -> bool:
+        with self._exclusive(key) as mine:
+            if mine:
+                whole, part = self.folder / key, self.folder / f"{key}.part"
                 shutil.rmtree(part, ignore_errors=True)
-        return True
+                if whole.exists():
+                    whole.rename(part)  # a process that is killed while it removes must not leave half a slide under a whole one's name
+                    shutil.rmtree(part, ignore_errors=True)
+            return mine
 
     def _lock_file(self, key: str) -> Path:
         return self.folder / f"{key}.lock"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lance
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.known import WHOLE, Contents, Known, added_up, hash64
+from pipeline.known import WHOLE, Contents, Known, added_up, hash64, member
 from pipeline.plan import Note
 from pipeline.table.at import TableAt
 from schemas.rejects import PASSING
@@ -25,7 +25,7 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
     """
     own, others, rejected, duplicates = Known(), Known(), Known(), Known()
     bereft: set[str] = set()
-    doubles = dict[int, str]()
+    doubles, sums = dict[int, str](), Counter[str]()
     if dataset is not None:
         hashes = [(*_hashes(batch), _equals(batch["source"], source)) for batch in read_batches(dataset, ["id", "_version", "source"])]
         _add(own, [(ids[mine], versions[mine]) for ids, versions, mine in hashes])
@@ -45,27 +45,27 @@ def read_contents(at: TableAt, dataset: lance.LanceDataset | None, *, source: st
             duplicates.add(ids, versions)
             gone = ~own.find(ids)[0] & ~others.find(ids)[0]
             bereft |= set(batch["_unit"].filter(pa.array(gone)).drop_null().to_pylist())
-            doubles |= {item: unit for item, unit in zip(ids.tolist(), batch["_unit"].to_pylist(), strict=True) if unit is not None}
+            units_of, placed = batch["_unit"].drop_null(), ids[np.asarray(batch["_unit"].is_valid())]
+            doubles |= dict(zip(placed.tolist(), units_of.to_pylist(), strict=True))
+            _add_up(sums, units_of, placed)
     holders = _holders(dataset, doubles, source=source) if dataset is not None and doubles else {}
     units = unit_states(dataset, source=source) if dataset is not None else {}
     version = dataset.version if dataset is not None else 0
-    contents = Contents(own, others, rejected, version, units=units, duplicates=duplicates, bereft=frozenset(bereft), holders=holders)
-    contents.doubles = double_sums(at, source=source)
-    return contents
+    return Contents(own, others, rejected, version, units=units, duplicates=duplicates, bereft=frozenset(bereft), doubles=sums, holders=holders)
 
 
-def double_sums(at: TableAt, *, source: str) -> Mapping[str, int]:
+def double_sums(at: TableAt, *, source: str) -> Counter[str]:
     """Of each container of `source` with duplicates on record: their id hashes, added up."""
     rejects = at.open(".rejects")
-    return _sums(rejects, f"source = {quoted(source)} AND _unit IS NOT NULL AND reason = 'duplicate_id'") if rejects is not None else {}
+    return _sums(rejects, f"source = {quoted(source)} AND _unit IS NOT NULL AND reason = 'duplicate_id'") if rejects is not None else Counter()
 
 
 def _holders(dataset: lance.LanceDataset, doubles: dict[int, str], *, source: str) -> dict[str, set[str]]:
     """Of each container in `doubles` (by id hash): the containers that have the rows with these ids."""
-    wanted, found = np.array(list(doubles), np.uint64), defaultdict[str, set[str]](set)
+    wanted, found = np.sort(np.array(list(doubles), np.uint64)), defaultdict[str, set[str]](set)
     for batch in read_batches(dataset, ["id", "_unit"], f"source = {quoted(source)} AND _unit IS NOT NULL"):
         ids = hash64(batch["id"])
-        for row in np.flatnonzero(np.isin(ids, wanted)).tolist():
+        for row in np.flatnonzero(member(ids, wanted)).tolist():
             found[doubles[int(ids[row])]].add(batch["_unit"][row].as_py())
     return found
 
@@ -87,12 +87,17 @@ def _sums(dataset: lance.LanceDataset, predicate: str, units: pa.Array | None = 
     sums = Counter[str]()
     for batch in read_batches(dataset, ["id", "_unit"], predicate):
         rows = batch if units is None else batch.filter(pc.is_in(batch["_unit"], units))
-        encoded = rows["_unit"].dictionary_encode()
-        found = np.zeros(len(encoded.dictionary), np.uint64)
-        np.add.at(found, encoded.indices.to_numpy(), hash64(rows["id"]))
-        for unit, more in zip(encoded.dictionary.to_pylist(), found.tolist(), strict=True):
-            sums[unit] = added_up([sums[unit], more])
+        _add_up(sums, rows["_unit"], hash64(rows["id"]))
     return sums
+
+
+def _add_up(sums: Counter[str], units: pa.Array, hashes: np.ndarray) -> None:
+    """Add id hashes (N,) to the sums of their containers (N,), none of which is null."""
+    encoded = units.dictionary_encode()
+    found = np.zeros(len(encoded.dictionary), np.uint64)
+    np.add.at(found, encoded.indices.to_numpy(), hashes)
+    for unit, more in zip(encoded.dictionary.to_pylist(), found.tolist(), strict=True):
+        sums[unit] = added_up([sums[unit], more])
 
 
 def read_batches(dataset: lance.LanceDataset, columns: list[str], predicate: str | None = None) -> Iterator[pa.RecordBatch]:

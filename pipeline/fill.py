@@ -86,6 +86,7 @@ class Filling:
         record_model(p.table, p.encoder, self.encoder_ref, run=p.run)
         self.staging = Staging(p.table)
         self.committer = Committer(p.table, self.staging, p.contents)
+        self._closing = Closing(p, self.committer)
         self._waiting: list[Receipt] = []
         self.changed_units: dict[str, str] = {}
         """Containers that were replaced or taken away meanwhile, and what was found."""
@@ -217,7 +218,7 @@ class Filling:
     def finish(self) -> None:
         """What waits to be committed, vanished items, notes on complete containers, and the proof that the rows are there."""
         self._commit_rest()
-        self.end(vanished=None if self.report.failed else Closing(self.prepared, self.committer).vanished())
+        self.end(vanished=None if self.report.failed else self._closing.vanished())
 
     def end(self, *, vanished: pa.ChunkedArray | None) -> None:
         """As `finish`, with the ids of vanished items given: None if they cannot be known."""
@@ -229,12 +230,11 @@ class Filling:
                 len(self.committer.unread),
                 ", ".join(sorted(self.committer.unread)[:5]),
             )
-        closing = Closing(self.prepared, self.committer)
         if vanished is not None and len(vanished) and self.sync.vanished == "delete":
-            self.report.deleted = closing.delete(vanished, self.sync)
-        closing.forget_outdated_rejects(duplicates=self.gate is None)
-        closing.note_units(exact=vanished is not None and len(vanished) == self.report.deleted)
-        closing.prove()
+            self.report.deleted = self._closing.delete(vanished, self.sync)
+        self._closing.forget_outdated_rejects(duplicates=self.gate is None)
+        self._closing.note_units(exact=vanished is not None and len(vanished) == self.report.deleted)
+        self._closing.prove()
 
     def close(self) -> EmbedReport:
         """The report with all counts in it."""

@@ -1,6 +1,5 @@
 """The end of a run: what has vanished, the containers that need no reading any more, and the proof that the rows are there."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -61,7 +60,7 @@ class Closing:
     def delete(self, vanished: pa.ChunkedArray, sync: Sync) -> int:
         """Delete the rows of these ids in one commit. Raises JobFailed if they are more of the source than `sync.max_vanished` allows."""
         rows = len(self.prepared.contents.own)
-        if len(vanished) > math.floor(sync.max_vanished * rows):
+        if not sync.allows(len(vanished), rows=rows):
             raise JobFailed(
                 f"{len(vanished)} of the source's {rows} rows would be deleted, more than sync.max_vanished={sync.max_vanished:g}; nothing was "
                 "deleted. Is the source complete? If it is, raise sync.max_vanished"

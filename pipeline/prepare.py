@@ -1,6 +1,7 @@
 """A run that has been planned and has written nothing yet: reader and encoder are built, the table is looked at, what it holds is subtracted."""
 
 import logging
+import math
 import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +43,10 @@ class Sync(Model):
     """Try items again that an earlier run rejected in the same version."""
     commit_every_s: pydantic.NonNegativeFloat = 30
     """Longest time that staged chunks wait for their commit, in seconds."""
+
+    def allows(self, gone: int, *, rows: int) -> bool:
+        """Whether so many of a source's rows may go."""
+        return gone <= math.floor(self.max_vanished * rows)
 
 
 @dataclass

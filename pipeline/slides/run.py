@@ -4,7 +4,6 @@ Whatever interrupts it, the table holds whole slides only, and the next run goes
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -162,13 +161,13 @@ def fill_tiles(tiling: Tiling, report: SlidesReport, fit: Sizes | None) -> str |
 
 def _refuse_emptying(tiling: Tiling) -> None:
     """Raise JobFailed if more tiles than `sync.max_vanished` allows would go because their slides have no tissue any more."""
-    contents, most = tiling.prepared.contents, tiling.work.job.sync.max_vanished
+    contents, sync = tiling.prepared.contents, tiling.work.job.sync
     gone = [uri for group in tiling.groups if not group.units for uri in group.places if tiling.rows[uri]["status"] == "no_tissue"]
     tiles, rows = sum(contents.units[uri][0] for uri in gone), len(contents.own)
-    if tiles > math.floor(most * rows):
+    if not sync.allows(tiles, rows=rows):
         raise JobFailed(
-            f"{tiles} of the source's {rows} tiles would be removed, more than sync.max_vanished={most:g}, because no tissue is found on their "
-            f"{len(gone)} slides any more, e.g. {gone[0]}; they stay. If survey.mask and grids are right, raise sync.max_vanished"
+            f"{tiles} of the source's {rows} tiles would be removed, more than sync.max_vanished={sync.max_vanished:g}, because no tissue is found "
+            f"on their {len(gone)} slides any more, e.g. {gone[0]}; they stay. If survey.mask and grids are right, raise sync.max_vanished"
         )
 
 

@@ -9,7 +9,7 @@ from pipeline.fetch import fetch
 from pipeline.media import BadItem
 from pipeline.pairs.keys import content_key, cost_of, document_key, hash64, told_key
 from pipeline.pairs.rows import BadRow
-from pipeline.vlm.message import MARKER
+from pipeline.vlm.message import words
 
 if TYPE_CHECKING:
     from pipeline.pairs.prepare import Dataset
@@ -132,9 +132,9 @@ def kinds_of(row: Mapping[str, Any], *, query_told: str, told: str) -> list[str]
 
 def _kind(side: str, told: str, message: Mapping[str, Any]) -> str:
     num = len(message["images"] or [])
-    text = (message["text"] or "").replace(MARKER, "").strip()
-    words = [side, "told" if told else "", "text" if text else "", "images" if num > 1 else "image" if num else ""]
-    return " ".join(word for word in words if word)
+    text = words(message["text"] or "")
+    parts = [side, "told" if told else "", "text" if text else "", "images" if num > 1 else "image" if num else ""]
+    return " ".join(part for part in parts if part)
 
 
 def _missing(uri: str, data: bytes | BadItem | None) -> BadRow | None:

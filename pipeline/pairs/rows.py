@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.config import ConfigError, nearest
 from pipeline.pairs.files import Batch, Files
 from pipeline.readers.identity import salted
-from pipeline.vlm.message import MARKER, check_markers
+from pipeline.vlm.message import MARKER, check_markers, words
 from schemas.pairs import PAIR, REASONS
 
 REJECTED = pa.schema([*PAIR, pa.field("reject_reason", pa.string()), pa.field("reject_detail", pa.string())])
@@ -96,7 +96,7 @@ def rejection(reason: str, detail: str) -> Pair:
 
 def message(text: str | None, images: Sequence[Image] = (), *, id: str | None = None, what: str = "query") -> Message:
     """A message that was checked. Raises BadRow if it is empty, or markers and images do not agree. `what`: for the error."""
-    if text is not None and not text.replace(MARKER, "").strip():
+    if text is not None and not words(text):
         if text.strip() == "" and not images:
             raise BadRow("empty", f"the {what} is a text of only white space and has no image")
         text = text if MARKER in text else None

@@ -20,7 +20,7 @@ from pipeline.encoders.resize import Resize
 from pipeline.training.batches import Told
 from pipeline.training.towers import Row, TwoTower, check_towers
 from pipeline.vlm.card import Card
-from pipeline.vlm.message import MARKER
+from pipeline.vlm.message import words
 
 WEIGHTS = "open_clip_model.safetensors"
 """The first name that open_clip looks for."""
@@ -82,7 +82,7 @@ class TrainOpenClip:
     def check(self, told: Told) -> None:
         """Raises ConfigError for what a two-tower model cannot take."""
         # Of an image alone some formats write the marker.
-        text, images = told.message.text.replace(MARKER, "").strip(), told.message.images
+        text, images = words(told.message.text), told.message.images
         if told.instruction:
             raise ConfigError(f"{told.uri}: a model of two towers takes no instruction, and this row has one; leave it out of the data set")
         if len(images) > 1 or (images and text):

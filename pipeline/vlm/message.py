@@ -36,6 +36,11 @@ def placed(message: Message, *, gap: str = "") -> str:
     return MARKER * len(message.images) + (gap + message.text if message.text else "")
 
 
+def words(text: str) -> str:
+    """A text less its markers and the white space around it: empty where it only says where images stand."""
+    return text.replace(MARKER, "").strip()
+
+
 def check_markers(text: str, images: int) -> None:
     """Raises ValueError unless the text has no marker at all or one for each image."""
     markers = text.count(MARKER)

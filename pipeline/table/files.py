@@ -13,7 +13,7 @@ from lance.file import LanceFileSession
 
 from pipeline.table.at import TableAt
 from pipeline.table.ledger import now
-from pipeline.table.stage import Receipt
+from pipeline.table.stage import Receipt, remove
 
 FOLDERS = ("data/", "_deletions/", "_indices/")
 """Where the files lie that versions refer to by name."""
@@ -87,15 +87,7 @@ def sort_files(dataset: lance.LanceDataset, present: dict[str, File], receipts: 
 def delete_orphans(at: TableAt, files: list[File]) -> int:
     """Delete files of a table's folder; returns their bytes."""
     session = LanceFileSession(at.path(), storage_options=at.options)
-    freed = 0
-    for file in files:
-        try:
-            session.delete_file(file.path)
-            freed += file.num_bytes
-        except OSError:
-            if session.contains(file.path):
-                raise  # else another repair has deleted it this moment
-    return freed
+    return sum(file.num_bytes for file in files if remove(session, file.path))
 
 
 def _own(batch: pa.RecordBatch, dataset: lance.LanceDataset) -> list[dict[str, Any]]:

@@ -159,6 +159,17 @@ def metadata_of(fragment: str) -> FragmentMetadata:
     return FragmentMetadata.from_json(fragment)
 
 
+def remove(session: LanceFileSession, name: str) -> bool:
+    """Delete a file of a store; whether it was there, and not deleted by another process this moment."""
+    try:
+        session.delete_file(name)
+    except OSError:
+        if session.contains(name):
+            raise
+        return False
+    return True
+
+
 class Staging:
     """The folder of receipts and journals beside a table. Small files, each written in one atomic put."""
 
@@ -192,11 +203,7 @@ class Staging:
 
     def delete(self, name: str) -> None:
         """Remove a file; no error if it is gone."""
-        try:
-            self._session.delete_file(name)
-        except OSError:
-            if self._session.contains(name):
-                raise
+        remove(self._session, name)
 
     def names(self, folder: str) -> list[str]:
         """Files in a folder of the staging area, `folder/name`."""

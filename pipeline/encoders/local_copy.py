@@ -20,13 +20,13 @@ from pipeline.stores import filesystem, reaching
 
 
 def is_uri(place: str) -> bool:
-    """Whether `place` is in a store, and not a path."""
+    """Whether `place` is written as a URI, which only `local_copy` makes a path of."""
     return "://" in place
 
 
 def local_copy(place: str, storage_options: dict[str, Any] | None = None) -> Path:
     """The file or folder `place`, a path or any URI of fsspec's, on this machine. Raises ConfigError if a URI cannot be reached or has nothing."""
-    if not is_uri(place) or place.startswith(("file://", "local://")):
+    if storage.is_local(place):
         return Path(place.partition("://")[2] or place).expanduser().absolute()
     found = storage.find(place, storage_options=storage_options)
     root, units = storage.canonical(place), found["unit"].to_pylist()

@@ -49,14 +49,18 @@ def all_losses(sizes):
     return {name: on_this_rank(make().double(), sample(3 if name == "Ladder" else None), sizes) for name, make in LOSSES.items()}
 
 
+def check_ranks(one, parts):
+    """What each rank found is what one process did; a vector's gradient is averaged over ranks."""
+    vectors = [torch.cat(grads) / len(parts) for grads in zip(*(part.vectors for part in parts), strict=True)]
+    for part in parts:
+        check_same(one, Found(part.value, vectors, part.parameters), len(parts))
+
+
 @pytest.mark.parametrize("sizes", [[6, 6], [7, 5], [12, 0], [3, 0, 6, 3]], ids=str)
 def test_every_loss_has_one_gradient_on_any_number_of_ranks(sizes):
     ranks = run_on_ranks(all_losses, len(sizes), sizes)
     for name, one in all_losses([12]).items():
-        found = [rank[name] for rank in ranks]
-        vectors = [torch.cat(grads) / len(sizes) for grads in zip(*(part.vectors for part in found), strict=True)]
-        for part in found:
-            check_same(one, type(one)(part.value, vectors, part.parameters), len(sizes))
+        check_ranks(one, [rank[name] for rank in ranks])
 
 
 def uneven_losses(sizes):
@@ -96,10 +100,7 @@ def test_a_rank_whose_rows_have_no_negatives_gives_the_gradient_of_one_process(s
     """Triplet, MarginMSE and KL raised an error on that rank alone, for which the others waited."""
     ranks = run_on_ranks(uneven_losses, len(sizes), sizes)
     for name, one in uneven_losses([12]).items():
-        parts = [rank[name] for rank in ranks]
-        vectors = [torch.cat(grads) / len(sizes) for grads in zip(*(part.vectors for part in parts), strict=True)]
-        for part in parts:
-            check_same(one, Found(part.value, vectors, part.parameters), len(sizes))
+        check_ranks(one, [rank[name] for rank in ranks])
 
 
 def balance(sizes):

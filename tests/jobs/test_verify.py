@@ -21,7 +21,7 @@ from pipeline.config import ConfigError, JobFailed, Ref
 from pipeline.table.at import TableAt
 from tests.jobs.test_embed import job_of, texts  # noqa: F401
 from tests.jobs.test_embed_s3 import store  # noqa: F401
-from tests.table.test_verify import age, append, changed, rewrite, row_of
+from tests.table.verifying import age, append, changed, rewrite, row_of
 
 # ruff: noqa: F811
 

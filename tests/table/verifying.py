@@ -69,7 +69,15 @@ def changed(row, **values):
 
 
 def append(at, row, suffix=""):
-    lance.write_dataset(row, at.path(suffix), mode="append")
+    """A row past the jobs. As Lance asks, again if another commit came before it: a job may be writing at the same time."""
+    while True:
+        try:
+            lance.write_dataset(row, at.path(suffix), mode="append")
+        except OSError as error:
+            if "Retryable commit conflict" not in str(error):
+                raise
+        else:
+            return
 
 
 def rewrite(at, item, **values):

@@ -15,7 +15,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-BATCH = 16
+BATCH = 32
 
 
 def write(uri: str, ids: list[str], vectors: np.ndarray) -> None:
@@ -34,7 +34,7 @@ def load(model: str, dtype: str) -> tuple[Any, Any]:
 
 
 def floor(images: list[Path], model: str, dtype: str, out: str) -> dict[str, float]:
-    """The tight process: two threads, each decoding (libjpeg-turbo), resizing (torch, uint8) and encoding 16 images at a time."""
+    """The tight process: two threads, each decoding (libjpeg-turbo), resizing (torch, uint8) and encoding 32 images at a time."""
     import simplejpeg
     import torch
 

@@ -48,7 +48,7 @@ class OpenClip:
     `model`: a name of open_clip's with `pretrained`, a tag or a checkpoint file; or `hf-hub:ORG/NAME` (optionally
     @REVISION) or `local-dir:FOLDER`, which have their own weights. File and folder may be URIs (`storage_options`: fsspec's).
     `of`: what of an item is embedded; "auto" takes its image, else its text. `batch_size`: items computed at once; None is
-    16 on a CPU, where more is not faster, 256 on CUDA.
+    32 on a CPU, where more is not faster, 256 on CUDA.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class OpenClip:
     def _slices(self, count: int) -> list[slice]:
         if count == 0:
             return []
-        size = self._batch_size or (16 if self._loaded().device.type == "cpu" else 256)
+        size = self._batch_size or (32 if self._loaded().device.type == "cpu" else 256)
         return [slice(start, start + size) for start in range(0, count, size)]
 
 

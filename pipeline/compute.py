@@ -19,7 +19,7 @@ import pydantic
 from pipeline.config import ConfigError, Model
 
 CPU_BATCH, GPU_BATCH = 16, 256
-"""Images a call of the encoder: on a CPU 8 to 16 is the fastest, a GPU wants to be filled (docs/decisions.md)."""
+"""Images a call of the encoder, twice as many where there are enough: on a CPU 16 to 48 are as fast, a GPU wants to be filled (docs/decisions.md)."""
 
 
 class Compute(Model):

@@ -1,9 +1,6 @@
 """Every wrong input: a clear error, exit status 2, and no Ray."""
 
-import inspect
-import itertools
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +13,10 @@ from jobs.index import IndexJob
 from jobs.search import SearchJob
 from jobs.slides import SlidesJob
 from jobs.train import TrainJob
-from pipeline.config import ConfigError, Ref, imported, load, section
-from pipeline.keys import arguments, keys
+from pipeline.config import ConfigError, Ref, load, section
+from pipeline.keys import keys
 from pipeline.pairs.prepare import Dataset, prepare
 from pipeline.prepare import VectorTable, encoder_for
-from pipeline.redact import dropping_secrets, without_secrets
 from pipeline.table.at import TableAt
 from pipeline.table.swap import self_test
 from pipeline.training.lora import Lora
@@ -189,24 +185,6 @@ def test_check_shows_no_credentials(job):
     assert '"aws_secret_access_key": "***"' in done.stdout
 
 
-def test_only_what_is_a_credential_is_hidden():
-    shown = {"text_key": "text", "tokenizer": "bert", "metadata": {"key": "string"}, "max_tokens": 3, "uri": "s3://b/k"}
-    hidden = {"token": "x", "secret": "x", "password": "x", "api_key": "x", "storage_options": {"key": "x", "client_kwargs": {"region_name": "x"}}}
-    assert without_secrets({**shown, "list": [hidden]}) == {
-        **shown,
-        "list": [
-            {
-                "token": "***",
-                "secret": "***",
-                "password": "***",
-                "api_key": "***",
-                "storage_options": {"key": "***", "client_kwargs": {"region_name": "***"}},
-            }
-        ],
-    }
-    assert dropping_secrets({**shown, "inner": hidden, "token": None}) == {**shown, "inner": {}, "token": None}
-
-
 def test_a_run_that_lacks_the_clusters_token_is_told_how_to_give_it(job, tmp_path):
     """It ended in a traceback."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -265,14 +243,6 @@ def test_what_is_wrong_with_credentials_does_not_show_them(job):
         assert "table.storage_options" in str(told.value) and "SECRET" not in str(told.value)
 
 
-def test_credentials_within_a_uri_are_hidden():
-    signed = "https://host/a.jpg?X-Amz-Date=1&X-Amz-Signature=SECRET&x=1"
-    assert without_secrets(signed) == "https://host/a.jpg?X-Amz-Date=1&X-Amz-Signature=***&x=1"
-    assert without_secrets(["ftp://me:SECRET@host/a"]) == ["ftp://***@host/a"]
-    plain = "s3://bucket/a:b@c.jpg?sign=1"
-    assert without_secrets(plain) == plain
-
-
 def test_a_job_without_a_file_is_told_how_to_name_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"name one \(JOB.yaml\), or give these as key=value; --keys"):
@@ -306,37 +276,6 @@ def test_the_demonstration_without_a_registry_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("demo: package efficientnet") and done.stderr.count("\n") == 1, done.stderr
-
-
-def named_in_the_readme():
-    """Every target of README's tables and examples."""
-    text = (ROOT / "README.md").read_text()
-    tables = [(f"pipeline.{kind}", line.split("|")[1]) for kind in ("readers", "encoders") for line in _table(text, f"in `pipeline.{kind}`")]
-    short = {f"{package}.{name}" for package, cell in tables for name in re.findall(r"`(\w+:\w+)`", cell)}
-    return sorted(short | set(re.findall(r"pipeline[.\w]+:\w+", text)))
-
-
-def _table(text, head):
-    return itertools.takewhile(lambda line: line.startswith("|"), text[text.index(head) :].splitlines()[2:])
-
-
-@pytest.mark.parametrize("target", named_in_the_readme())
-def test_the_arguments_of_whatever_the_readme_names_can_be_listed(target):
-    lines = arguments(target)
-    taken = list(inspect.signature(imported(target)).parameters)
-    assert lines[0].startswith("# ") and taken
-    for name in taken:
-        assert any(line.startswith((f"args.{name} = ", f"args.{name}.")) for line in lines), name
-
-
-def test_keys_of_a_target_are_printed_with_defaults_and_types_and_a_wrong_one_is_named():
-    done = run("--keys", "pipeline.readers.images:Images")
-    assert done.returncode == 0, done.stderr
-    assert "args.uri = required   # str | Sequence[str]\n" in done.stdout
-    assert 'args.text_key = "caption"   # str\n' in done.stdout
-    assert "# `captions`: `txt` takes the text of photo.jpg" in done.stdout
-    wrong = run("--keys", "pipeline.readers.images:Image")
-    assert (wrong.returncode, wrong.stdout) == (2, "") and "did you mean 'Images'?" in wrong.stderr
 
 
 def test_help_offers_a_plan_only_where_there_is_one():
